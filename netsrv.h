@@ -1,0 +1,6419 @@
+/* netsrv.h */
+/* Before any system header: what the implementation asks of them. */
+#if defined(NETSRV_IMPLEMENTATION) && defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE 1
+#endif
+
+#ifndef NETSRV_H
+#define NETSRV_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* NETSRV_API goes before every public function. Define NETSRV_STATIC before the include for a
+ * private build: everything becomes static in the one file that holds the implementation. */
+#ifndef NETSRV_API
+#ifdef NETSRV_STATIC
+#define NETSRV_API static inline
+#else
+#define NETSRV_API extern
+#endif
+#endif
+
+#define NETSRV_VERSION "0.1.0"
+
+/* ---- limits that are fixed at compile time ------------------------------------------------- */
+
+#define NETSRV_LISTEN_MAX    16      /* listening addresses of one server */
+#define NETSRV_WORKERS_MAX   1024    /* worker threads of one server */
+#define NETSRV_ACCEPTORS_MAX 64      /* acceptor threads of one server */
+#define NETSRV_ADDRESS_MAX   128     /* bytes that hold the text of any address, with its NUL */
+#define NETSRV_ERROR_MAX     256     /* bytes that hold the text of an error, with its NUL */
+
+/* "Off" for a limit or a timeout. Zero never means off: it means the default. */
+#define NETSRV_OFF           UINT32_MAX
+
+/* ---- results ------------------------------------------------------------------------------- */
+
+/* What a call says. Success is 0; NETSRV_HIGH is a success with advice; the rest are failures. */
+#define NETSRV_RESULTS(X)                                                                          \
+    X(OK, "success")                                                                               \
+    X(HIGH, "queued, and now above the high mark: send no more until on_drain")                    \
+    X(GONE, "the connection is closed or closing")                                                 \
+    X(QUEUE_FULL, "a queue is at its limit")                                                       \
+    X(STOPPED, "the server is not running")                                                        \
+    X(TIMED_OUT, "the time is over")                                                               \
+    X(BAD_CONFIG, "a field of the configuration is wrong")                                         \
+    X(BAD_ADDRESS, "an address is not understood")                                                 \
+    X(BAD_ARGUMENT, "an argument is wrong")                                                        \
+    X(BAD_THREAD, "not allowed on this thread")                                                    \
+    X(BAD_STATE, "not allowed in the server's present state")                                      \
+    X(UNAVAILABLE, "not available on this system")                                                 \
+    X(NO_MEMORY, "out of memory")                                                                  \
+    X(SYSTEM, "a system call failed")
+
+typedef enum netsrv_result {
+#define NETSRV_X(name, text) NETSRV_##name,
+    NETSRV_RESULTS(NETSRV_X)
+#undef NETSRV_X
+    NETSRV_RESULT_COUNT /* how many there are; no result itself */
+} netsrv_result;
+
+/* Why a connection ended, as told to on_close. */
+#define NETSRV_CLOSES(X)                                                                           \
+    X(LOCAL, "closed by the program")                                                              \
+    X(PEER, "closed by the peer")                                                                  \
+    X(ABORT, "aborted by the program")                                                             \
+    X(ERROR, "connection error")                                                                   \
+    X(IDLE, "idle timeout")                                                                        \
+    X(WRITE_TIMEOUT, "write timeout: the peer does not read")                                      \
+    X(LINE_TOO_LONG, "a line longer than input_max_bytes")                                         \
+    X(INPUT_FULL, "more unconsumed input than input_max_bytes")                                    \
+    X(QUEUE_FULL, "more queued output than queue_max_bytes")                                       \
+    X(SERVER_FULL, "more queued output in the server than server_queue_max_bytes")                 \
+    X(NO_MEMORY, "out of memory")                                                                  \
+    X(STOP, "the server stops")
+
+typedef enum netsrv_close_reason {
+#define NETSRV_X(name, text) NETSRV_CLOSE_##name,
+    NETSRV_CLOSES(NETSRV_X)
+#undef NETSRV_X
+    NETSRV_CLOSE_COUNT /* how many there are; no reason itself */
+} netsrv_close_reason;
+
+/* What went wrong at create, start or run: the result, the errno if a system call failed (else 0),
+ * and one line that says what, where, why and what to do. */
+typedef struct netsrv_error {
+    netsrv_result result;       /* NETSRV_OK if nothing failed */
+    int sys_errno;              /* errno of the system call that failed, or 0 */
+    char text[NETSRV_ERROR_MAX]; /* one line without newline; empty if nothing failed */
+} netsrv_error;
+
+/* ---- choices (the manual says which to take when) ------------------------------------------- */
+
+/* The event backend. */
+#define NETSRV_BACKENDS(X) X(AUTO, "auto") X(IO_URING, "io_uring") X(EPOLL, "epoll") \
+    X(KQUEUE, "kqueue") X(POLL, "poll")
+/* Who accepts. */
+#define NETSRV_ACCEPTS(X) X(AUTO, "auto") X(SINGLE, "single") X(ACCEPTOR, "acceptor") \
+    X(SHARED, "shared") X(EXCLUSIVE, "exclusive") X(EDGE, "edge") X(REUSEPORT, "reuseport")
+/* How the listener is armed in the shared poller of `acceptor`. */
+#define NETSRV_TRIGGERS(X) X(AUTO, "auto") X(LEVEL, "level") X(EDGE, "edge") X(ONESHOT, "oneshot")
+/* Which worker gets the connection. */
+#define NETSRV_PLACES(X) X(AUTO, "auto") X(KEEP, "keep") X(ROUND_ROBIN, "round_robin") \
+    X(LEAST, "least") X(TWO_CHOICES, "two_choices") X(PEER_HASH, "peer_hash") X(CUSTOM, "custom")
+/* How the connection travels to a worker that did not accept it. */
+#define NETSRV_TRANSFERS(X) X(AUTO, "auto") X(MAILBOX, "mailbox") X(DIRECT, "direct")
+/* How bytes become calls: on_data as they come, or on_frame for each line. */
+#define NETSRV_FRAMINGS(X) X(NONE, "none") X(LINE, "line")
+
+#define NETSRV_X_BACKEND(name, text)  NETSRV_BACKEND_##name,
+#define NETSRV_X_ACCEPT(name, text)   NETSRV_ACCEPT_##name,
+#define NETSRV_X_TRIGGER(name, text)  NETSRV_TRIGGER_##name,
+#define NETSRV_X_PLACE(name, text)    NETSRV_PLACE_##name,
+#define NETSRV_X_TRANSFER(name, text) NETSRV_TRANSFER_##name,
+#define NETSRV_X_FRAMING(name, text)  NETSRV_FRAMING_##name,
+typedef enum netsrv_backend {
+    NETSRV_BACKENDS(NETSRV_X_BACKEND) NETSRV_BACKEND_COUNT
+} netsrv_backend;
+typedef enum netsrv_accept {
+    NETSRV_ACCEPTS(NETSRV_X_ACCEPT) NETSRV_ACCEPT_COUNT
+} netsrv_accept;
+typedef enum netsrv_trigger {
+    NETSRV_TRIGGERS(NETSRV_X_TRIGGER) NETSRV_TRIGGER_COUNT
+} netsrv_trigger;
+typedef enum netsrv_place {
+    NETSRV_PLACES(NETSRV_X_PLACE) NETSRV_PLACE_COUNT
+} netsrv_place;
+typedef enum netsrv_transfer {
+    NETSRV_TRANSFERS(NETSRV_X_TRANSFER) NETSRV_TRANSFER_COUNT
+} netsrv_transfer;
+typedef enum netsrv_framing {
+    NETSRV_FRAMINGS(NETSRV_X_FRAMING) NETSRV_FRAMING_COUNT
+} netsrv_framing;
+
+/* A switch whose default is not always off. */
+typedef enum netsrv_switch {
+    NETSRV_DEFAULT, /* what the field's comment says */
+    NETSRV_ENABLE,
+    NETSRV_DISABLE
+} netsrv_switch;
+
+/* What happens when max_conns is reached. */
+typedef enum netsrv_overflow {
+    NETSRV_OVERFLOW_WAIT,  /* default: stop accepting; clients wait in the backlog for a free place */
+    NETSRV_OVERFLOW_REJECT /* accept and reset, so that the client knows at once */
+} netsrv_overflow;
+
+/* What happens after the peer has finished sending (half-close). */
+typedef enum netsrv_eof_policy {
+    NETSRV_EOF_CLOSE, /* default: send what is queued, then close */
+    NETSRV_EOF_KEEP   /* keep sending; the program closes the connection */
+} netsrv_eof_policy;
+
+typedef enum netsrv_log_level {
+    NETSRV_LOG_ERROR, /* something the program asked for did not happen */
+    NETSRV_LOG_WARN,  /* a limit was met, a resource ran out, a choice was replaced */
+    NETSRV_LOG_INFO,  /* listening, stopping */
+    NETSRV_LOG_DEBUG  /* refused connections and the like */
+} netsrv_log_level;
+
+/* ---- objects -------------------------------------------------------------------------------- */
+
+typedef struct netsrv_server netsrv_server; /* opaque; created and destroyed by the program */
+typedef struct netsrv_conn netsrv_conn;     /* opaque; valid on its worker until on_close returns */
+
+/* Names a connection anywhere and for ever: worker, slot and generation. Never 0, never reused. */
+typedef uint64_t netsrv_id;
+
+/* A client, as the `pick` function sees it before the connection is open. */
+typedef struct netsrv_peer {
+    int family;              /* AF_INET, AF_INET6, AF_UNIX, or 0 if not known */
+    uint16_t port;           /* host byte order; 0 for AF_UNIX */
+    uint8_t address[16];     /* network byte order; 4 bytes used for AF_INET */
+    unsigned listener;       /* index of the listening address in the configuration */
+} netsrv_peer;
+
+/* ---- configuration -------------------------------------------------------------------------- */
+
+/* Every field's zero means its default. Strings are copied; the struct may die after the call.
+ * Bytes, milliseconds and counts are in the names. Callbacks run on the worker that owns the
+ * connection, one at a time per worker, and may call any function marked "callback: yes". */
+typedef struct netsrv_config {
+
+    /* Where to listen. "127.0.0.1:7000", "[::1]:7000", "*:7000" (IPv6 and IPv4), "unix:/path",
+     * "unix:@name" (abstract, Linux), "fd:3" (an inherited listener), "systemd:name". Port 0 asks
+     * for any free port. Default: "127.0.0.1:7000". The first NULL ends the list. */
+    const char *listen[NETSRV_LISTEN_MAX];
+
+    /* Callbacks; each may be NULL. */
+    void (*on_open)(netsrv_conn *c);  /* accepted; may send, close, set the user pointer */
+    /* Bytes came. Returns how many were consumed; the rest is kept and shown again together with
+     * what follows. `data` is valid until the return only. Needed unless framing is set. */
+    size_t (*on_data)(netsrv_conn *c, const void *data, size_t n);
+    void (*on_frame)(netsrv_conn *c, const void *data, size_t n); /* one line, with framing = LINE */
+    void (*on_drain)(netsrv_conn *c); /* the queue fell to the low mark after NETSRV_HIGH */
+    void (*on_eof)(netsrv_conn *c);   /* the peer finished sending; then eof_policy applies */
+    /* The end, exactly once for each on_open: reason, and errno for NETSRV_CLOSE_ERROR (else 0).
+     * Sending is refused; `c` is gone after the return. */
+    void (*on_close)(netsrv_conn *c, netsrv_close_reason reason, int sys_errno);
+    void (*on_worker_start)(netsrv_server *s, unsigned worker); /* first call on a worker's thread */
+    void (*on_worker_stop)(netsrv_server *s, unsigned worker);  /* last call on a worker's thread */
+    /* One line without newline. Any thread, also inside create and start. Default: silence. */
+    void (*on_log)(void *user, netsrv_log_level level, const char *text);
+    /* place = CUSTOM: returns the worker, 0 to workers - 1, for a new client. Runs on the accepting
+     * thread, possibly on several at once. Any other value counts as `accepting` if that is a
+     * worker, else as worker 0. */
+    unsigned (*pick)(netsrv_server *s, const netsrv_peer *peer, unsigned accepting);
+    void *user;                       /* netsrv_user(); first argument of on_log and alloc */
+
+    /* Threads and the two axes of accept distribution. */
+    unsigned workers; /* 1 to NETSRV_WORKERS_MAX; default: CPUs this process may use */
+    netsrv_backend backend;           /* default: the best that this system offers */
+    netsrv_accept accept;             /* default: single for one worker, else exclusive if the
+                                         system has it, else acceptor */
+    unsigned acceptors;               /* accept = ACCEPTOR: 1 to NETSRV_ACCEPTORS_MAX; default 1 */
+    netsrv_trigger trigger;           /* accept = ACCEPTOR: default level */
+    netsrv_place place;               /* default: keep for one worker and for reuseport, else
+                                         two_choices */
+    netsrv_transfer transfer;         /* default: mailbox */
+    netsrv_switch share_port;         /* accept = REUSEPORT: let other servers bind the same port;
+                                         default: no, a second start fails with EADDRINUSE */
+    netsrv_switch steer_by_cpu;       /* accept = REUSEPORT: worker = receiving CPU modulo workers,
+                                         by a classic BPF program (Linux); default: no */
+    netsrv_switch pin_workers; /* each worker on one CPU of those allowed (Linux); default no */
+    uint32_t stall_ms;                /* a worker whose turn takes longer gets no new connections
+                                         while others are free; default 250; NETSRV_OFF */
+
+    /* Bytes to calls. */
+    netsrv_framing framing;           /* default: none */
+    netsrv_switch keep_line_end; /* framing = LINE: on_frame sees the LF or CRLF; default: no */
+    netsrv_eof_policy eof_policy;     /* default: flush, then close */
+
+    /* Limits. The manual's table says what happens at each. */
+    uint32_t max_conns;               /* live connections of the server; default 1,000,000 */
+    netsrv_overflow overflow;         /* at max_conns; default: wait */
+    uint32_t max_conns_per_address;   /* live connections of one IPv4 address or IPv6 /64;
+                                         default NETSRV_OFF */
+    uint32_t max_accepts_per_second;  /* of the server; default NETSRV_OFF */
+    uint32_t input_max_bytes;         /* unconsumed input, and longest line without its end;
+                                         default 1 MiB */
+    uint32_t high_mark_bytes;         /* queued output that stops reading; default 256 KiB */
+    uint32_t low_mark_bytes; /* queued output that resumes; default a quarter of the high */
+    uint32_t queue_max_bytes;         /* queued output of one connection; default 16 MiB */
+    uint64_t server_queue_max_bytes;  /* queued output of the server; default 1 GiB;
+                                         NETSRV_OFF */
+    uint32_t mailbox_max_count;       /* messages waiting for one worker; default 4096 */
+
+    /* Timeouts, never early, at most a few milliseconds late on an idle machine. */
+    uint32_t idle_timeout_ms;         /* no byte in either direction; default NETSRV_OFF */
+    uint32_t write_timeout_ms;        /* output queued and none accepted; default NETSRV_OFF */
+    uint32_t flush_timeout_ms;        /* netsrv_close: time for queued output; default 10,000 */
+    uint32_t linger_timeout_ms;       /* after that: time for the peer to finish; default 2,000;
+                                         NETSRV_OFF closes without waiting */
+    uint32_t linger_max_bytes;        /* input discarded meanwhile; default 1 MiB */
+
+    /* Socket options. */
+    uint32_t backlog_count;           /* listen(2); default 4096 (the system clips it) */
+    netsrv_switch nodelay;            /* TCP_NODELAY; default: yes */
+    uint32_t keepalive_s;             /* TCP keep-alive after this idle time; default NETSRV_OFF */
+    uint32_t defer_accept_s;          /* TCP_DEFER_ACCEPT (Linux); default NETSRV_OFF */
+    uint32_t fast_open_count;         /* TCP_FASTOPEN queue; default NETSRV_OFF */
+
+    /* Batches: how much one source may take before the others have their turn. */
+    uint32_t events_per_wait;         /* 1 to 4096; default 256 */
+    uint32_t accepts_per_turn;        /* per listener; default 8 */
+    uint32_t bytes_per_turn;          /* read from one connection; default: recv_buffer_bytes */
+    uint32_t recv_buffer_bytes;       /* one buffer a worker, 4096 to 16 MiB; default 64 KiB */
+
+    /* Memory. alloc(user, NULL, 0, n) allocates, alloc(user, p, old, n) resizes, and
+     * alloc(user, p, old, 0) frees. Any thread, several at once. Default: the C library's. */
+    void *(*alloc)(void *user, void *ptr, size_t old_bytes, size_t new_bytes);
+} netsrv_config;
+
+/* ---- numbers --------------------------------------------------------------------------------- */
+
+/* Counters of one worker or acceptor thread, or sums over all. Each is written by its own thread
+ * only and may be read by any at any time; a snapshot is not taken at one instant. */
+#define NETSRV_STATS(X)                                                                            \
+    X(accepted, "connections that this thread accepted")                                           \
+    X(received, "connections that came from another thread")                                       \
+    X(given, "connections handed to another worker")                                               \
+    X(kept_full, "kept because the chosen worker's mailbox was full")                              \
+    X(opened, "connections opened here")                                                           \
+    X(closed, "connections closed here")                                                           \
+    X(wasted, "wake-ups by a listener that had nothing left to accept")                            \
+    X(refused, "accepted and refused: a limit was met")                                            \
+    X(no_memory, "connections dropped for lack of memory")                                         \
+    X(accept_errors, "accept failed for one connection")                                           \
+    X(pauses, "times a listener was paused: descriptors, memory, max_conns or rate")               \
+    X(turns, "turns of the loop")                                                                  \
+    X(wakes, "wake-ups by another thread")                                                         \
+    X(stale, "late events that met no connection")                                                 \
+    X(bytes_in, "bytes received")                                                                  \
+    X(bytes_out, "bytes sent")                                                                     \
+    X(longest_turn_us, "longest turn in microseconds; in a sum the longest of all")
+
+typedef struct netsrv_stats {
+#define NETSRV_X(name, text) uint64_t name;
+    NETSRV_STATS(NETSRV_X)
+#undef NETSRV_X
+    uint64_t live;          /* connections open now */
+    uint64_t travelling;    /* handed over to this worker and not arrived yet */
+    uint64_t queued_bytes;  /* output queued in memory now; of the server, in every snapshot */
+} netsrv_stats;
+
+/* One decision of netsrv_create: what was asked, what was taken and why. */
+typedef struct netsrv_choice {
+    const char *field; /* "backend", "accept", "place", "transfer" */
+    const char *asked; /* the name in the configuration, e.g. "auto" */
+    const char *taken; /* the name that is used */
+    const char *why;   /* one sentence */
+} netsrv_choice;
+
+/* Counters of one connection. */
+typedef struct netsrv_conn_stats {
+    uint64_t bytes_in;      /* received */
+    uint64_t bytes_out;     /* accepted by the kernel */
+    uint64_t queued_bytes;  /* waiting in memory */
+} netsrv_conn_stats;
+
+/* ---- life of a server ----------------------------------------------------------------------- */
+
+/* Checks the configuration, binds and listens; starts no thread. `error` may be NULL. On failure
+ * *server is NULL and nothing is left behind. NULL cfg means all defaults.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_create(netsrv_server **server, const netsrv_config *cfg,
+                                       netsrv_error *error);
+
+/* Starts all threads; returns when every worker serves, or leaves none behind. After netsrv_wait a
+ * server may be started again and binds the same ports. STOPPED if netsrv_stop came first.
+ * thread: any but the server's own, one at a time   callback: no */
+NETSRV_API netsrv_result netsrv_start(netsrv_server *s, netsrv_error *error);
+
+/* Asks the server to stop and returns at once: no new connections, those whose handshake is done
+ * are still served, idle ones are closed, busy ones have `grace_ms` to finish and are then aborted.
+ * Again with a shorter time: the earlier deadline counts; 0 aborts at once. Never fails.
+ * thread: any, and async-signal-safe   callback: yes */
+NETSRV_API void netsrv_stop(netsrv_server *s, uint32_t grace_ms);
+
+/* Waits until all threads have ended. OK also if none was started.
+ * thread: any but the server's own (BAD_THREAD)   callback: no */
+NETSRV_API netsrv_result netsrv_wait(netsrv_server *s);
+
+/* The same for at most timeout_ms; TIMED_OUT if threads still run.
+ * thread: any but the server's own (BAD_THREAD)   callback: no */
+NETSRV_API netsrv_result netsrv_wait_for(netsrv_server *s, uint32_t timeout_ms);
+
+/* Stops at once if still running, waits, closes everything, frees. NULL is fine.
+ * thread: any but the server's own (BAD_THREAD, and nothing is done)   callback: no */
+NETSRV_API netsrv_result netsrv_destroy(netsrv_server *s);
+
+/* create, start, wait, destroy. Ends when a callback or a signal handler calls netsrv_stop.
+ * thread: any   callback: no */
+NETSRV_API netsrv_result netsrv_run(const netsrv_config *cfg, netsrv_error *error);
+
+/* ---- questions about a server ---------------------------------------------------------------- */
+
+/* The configuration with every default filled in; lives as long as the server.
+ * thread: any   callback: yes */
+NETSRV_API const netsrv_config *netsrv_get_config(const netsrv_server *s);
+
+/* Decision number i (from 0). False when there is none.
+ * thread: any   callback: yes */
+NETSRV_API bool netsrv_get_choice(const netsrv_server *s, unsigned i, netsrv_choice *choice);
+
+/* The address of listener i (from 0) with its real port, as text. BAD_ARGUMENT if there is none or
+ * the buffer is too small (NETSRV_ADDRESS_MAX always suffices).
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_get_address(const netsrv_server *s, unsigned i, char *text, size_t n);
+
+/* The real port of listener i; 0 if it has none.
+ * thread: any   callback: yes */
+NETSRV_API uint16_t netsrv_get_port(const netsrv_server *s, unsigned i);
+
+/* The user pointer of the configuration.
+ * thread: any   callback: yes */
+NETSRV_API void *netsrv_user(const netsrv_server *s);
+
+/* True from netsrv_stop until the end.
+ * thread: any   callback: yes */
+NETSRV_API bool netsrv_stopping(const netsrv_server *s);
+
+/* Counters of thread i: workers first, then acceptors. BAD_ARGUMENT beyond the last.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_get_stats(const netsrv_server *s, unsigned i, netsrv_stats *stats);
+
+/* Their sums.
+ * thread: any   callback: yes */
+NETSRV_API void netsrv_get_total(const netsrv_server *s, netsrv_stats *stats);
+
+/* Imbalance: live connections of the fullest worker in percent of the mean. 100 is even; 0 without
+ * connections.
+ * thread: any   callback: yes */
+NETSRV_API unsigned netsrv_imbalance(const netsrv_server *s);
+
+/* ---- connections: owner thread only ---------------------------------------------------------- */
+
+/* Queues a copy of n bytes, or sends them straight from the receive buffer if they lie in it. Never
+ * short. HIGH: queued, but send no more until on_drain. GONE: closing or closed. QUEUE_FULL or
+ * NO_MEMORY: not queued, and the connection ends with that reason, so that no stream has a hole.
+ * thread: owner   callback: yes (in on_close: GONE) */
+NETSRV_API netsrv_result netsrv_send(netsrv_conn *c, const void *data, size_t n);
+
+/* Stops and resumes reading from the peer. Kept input is shown again after the resume.
+ * thread: owner   callback: yes */
+NETSRV_API void netsrv_pause(netsrv_conn *c);
+NETSRV_API void netsrv_resume(netsrv_conn *c);
+
+/* Sends FIN after what is queued and goes on reading. Sending afterwards is refused with GONE.
+ * thread: owner   callback: yes */
+NETSRV_API void netsrv_shutdown(netsrv_conn *c);
+
+/* Closes in order: no more input is shown, what is queued is sent, then FIN, then what the peer
+ * still sends is discarded until it finishes (a lingering close), all within the timeouts.
+ * thread: owner   callback: yes */
+NETSRV_API void netsrv_close(netsrv_conn *c);
+
+/* Closes at once with RST; what is queued is lost.
+ * thread: owner   callback: yes */
+NETSRV_API void netsrv_abort(netsrv_conn *c);
+
+/* The program's pointer of this connection; NULL at first.
+ * thread: owner   callback: yes */
+NETSRV_API void netsrv_set_data(netsrv_conn *c, void *data);
+NETSRV_API void *netsrv_get_data(const netsrv_conn *c);
+
+/* Replaces idle_timeout_ms for this connection; NETSRV_OFF ends it; 0 restores the server's.
+ * thread: owner   callback: yes */
+NETSRV_API void netsrv_set_idle_timeout(netsrv_conn *c, uint32_t timeout_ms);
+
+/* Address of the peer and of this end as text, "127.0.0.1:5000", "[::1]:5000" or "unix"; an IPv4
+ * client of a dual-stack listener is shown as IPv4. Returns `text`.
+ * thread: owner   callback: yes */
+NETSRV_API const char *netsrv_peer_text(const netsrv_conn *c, char *text, size_t n);
+NETSRV_API const char *netsrv_local_text(const netsrv_conn *c, char *text, size_t n);
+
+/* The name of this connection for other threads; the worker that owns it; its server; the index of
+ * its listener; its descriptor (for getsockopt and the like; never close it); its counters.
+ * thread: owner   callback: yes */
+NETSRV_API netsrv_id netsrv_get_id(const netsrv_conn *c);
+NETSRV_API unsigned netsrv_get_worker(const netsrv_conn *c);
+NETSRV_API netsrv_server *netsrv_get_server(const netsrv_conn *c);
+NETSRV_API unsigned netsrv_get_listener(const netsrv_conn *c);
+NETSRV_API int netsrv_get_fd(const netsrv_conn *c);
+NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *stats);
+
+/* ---- from any thread ------------------------------------------------------------------------- */
+
+/* Sends a copy to a connection named by id. OK means handed to its worker (or queued, if this is
+ * the owner's thread); a connection that ends meanwhile is a silent "gone". GONE: known to be gone.
+ * QUEUE_FULL: the worker's mailbox is full; nothing was sent. Order is kept per sending thread.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_send_to(netsrv_server *s, netsrv_id id, const void *data, size_t n);
+
+/* netsrv_close and netsrv_abort by id.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_close_id(netsrv_server *s, netsrv_id id);
+NETSRV_API netsrv_result netsrv_abort_id(netsrv_server *s, netsrv_id id);
+
+/* Runs fn(server, worker, arg) on a worker's thread. Never merged, never lost once OK was returned.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
+                                     void (*fn)(netsrv_server *s, unsigned worker, void *arg),
+                                     void *arg);
+
+/* The connection behind an id, if the calling thread owns it and it is open; else NULL.
+ * thread: any (NULL on a foreign one)   callback: yes */
+NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id);
+
+/* ---- names ----------------------------------------------------------------------------------- */
+
+/* Texts of results and reasons, and names of choices by number. NULL beyond the last, so that
+ * `for (i = 0; (name = netsrv_accept_name(i)) != NULL; i++)` walks all.
+ * thread: any   callback: yes */
+NETSRV_API const char *netsrv_result_text(int result);
+NETSRV_API const char *netsrv_close_text(int reason);
+NETSRV_API const char *netsrv_backend_name(int backend);
+NETSRV_API const char *netsrv_accept_name(int accept);
+NETSRV_API const char *netsrv_trigger_name(int trigger);
+NETSRV_API const char *netsrv_place_name(int place);
+NETSRV_API const char *netsrv_transfer_name(int transfer);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* NETSRV_H */
+
+#ifdef NETSRV_IMPLEMENTATION
+#ifndef NETSRV__IMPLEMENTED
+#define NETSRV__IMPLEMENTED
+
+/* ========================================================================== *
+ *  [config] Switches with defaults, the platform as 0/1 macros, includes
+ *  uses:   -
+ *  thread: -
+ * ========================================================================== */
+
+#ifdef __cplusplus
+#error "netsrv.h: the implementation is C11; compile it in one .c file (C++ may include the rest)"
+#endif
+#if !defined(__STDC_VERSION__) || __STDC_VERSION__ < 201112L || defined(__STDC_NO_ATOMICS__)
+#error "netsrv.h: the implementation needs C11 with atomics (-std=c11 or newer)"
+#endif
+
+#if defined(__linux__)
+#define NETSRV__LINUX 1
+#else
+#define NETSRV__LINUX 0
+#endif
+#if defined(__APPLE__)
+#define NETSRV__APPLE 1
+#else
+#define NETSRV__APPLE 0
+#endif
+#if defined(__FreeBSD__)
+#define NETSRV__FREEBSD 1
+#else
+#define NETSRV__FREEBSD 0
+#endif
+
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <net/if.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/types.h>
+#include <sys/uio.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+#if NETSRV__LINUX
+#include <sched.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/random.h>
+#include <sys/syscall.h>
+#ifndef EPOLLEXCLUSIVE
+#define EPOLLEXCLUSIVE (1u << 28)
+#endif
+#ifndef SO_ATTACH_REUSEPORT_CBPF
+#define SO_ATTACH_REUSEPORT_CBPF 51
+#endif
+#ifndef SOCK_NONBLOCK
+#error "netsrv.h: include netsrv.h with NETSRV_IMPLEMENTATION before any system header"
+#endif
+#endif
+
+#define NETSRV__HAS_EPOLL NETSRV__LINUX
+#define NETSRV__HAS_EVENTFD NETSRV__LINUX
+#if defined(SOCK_NONBLOCK) && !NETSRV__APPLE
+#define NETSRV__HAS_ACCEPT4 1
+#else
+#define NETSRV__HAS_ACCEPT4 0
+#endif
+#if NETSRV__LINUX || defined(__DragonFly__)
+#define NETSRV__REUSEPORT SO_REUSEPORT
+#elif NETSRV__FREEBSD && defined(SO_REUSEPORT_LB)
+#define NETSRV__REUSEPORT SO_REUSEPORT_LB
+#else
+#define NETSRV__REUSEPORT 0 /* exists elsewhere, but does not spread connections */
+#endif
+#if NETSRV__APPLE
+#define NETSRV__KEEPIDLE TCP_KEEPALIVE
+#elif defined(TCP_KEEPIDLE)
+#define NETSRV__KEEPIDLE TCP_KEEPIDLE
+#else
+#define NETSRV__KEEPIDLE 0
+#endif
+#ifdef MSG_NOSIGNAL
+#define NETSRV__NOSIGNAL MSG_NOSIGNAL
+#else
+#define NETSRV__NOSIGNAL 0
+#endif
+
+/* Assertions are for those who change this file or suspect it: -DNETSRV_DEBUG. */
+#ifndef NETSRV_ASSERT
+#ifdef NETSRV_DEBUG
+#include <assert.h>
+#define NETSRV_ASSERT(x) assert(x)
+#else
+#define NETSRV_ASSERT(x) ((void)0)
+#endif
+#endif
+
+/* The seam of test builds; the manual's chapter on testing explains each. */
+#ifndef NETSRV_SEAM_FAULT
+#define NETSRV_SEAM_FAULT(name) 0
+#endif
+#ifndef NETSRV_SEAM_CLIP
+#define NETSRV_SEAM_CLIP(name, n) (n)
+#endif
+#ifndef NETSRV_SEAM_EVENTS
+#define NETSRV_SEAM_EVENTS(events, n, size) (n)
+#endif
+#ifndef NETSRV_SEAM_CLOCK_MS
+#define NETSRV_SEAM_CLOCK_MS(real) (real)
+#endif
+#ifndef NETSRV_SEAM_POINT
+#define NETSRV_SEAM_POINT(name) ((void)0)
+#endif
+
+#if defined(__GNUC__)
+#define NETSRV__LIKELY(x) __builtin_expect(!!(x), 1)
+#define NETSRV__HOT inline __attribute__((always_inline)) /* once per message */
+#define NETSRV__COLD __attribute__((noinline))            /* keeps its weight out of the former */
+#define NETSRV__PRINTF(f, a) __attribute__((format(printf, f, a)))
+#else
+#define NETSRV__LIKELY(x) (x)
+#define NETSRV__HOT inline
+#define NETSRV__COLD
+#define NETSRV__PRINTF(f, a)
+#endif
+
+/* The C library's send and recv are cancellation points, which cost more instructions than all of
+ * netsrv's own work on a message; our threads are never cancelled. Not under a sanitizer, which
+ * must see the calls, and not on 32 bits, where old kernels lack the numbers. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define NETSRV__SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || \
+    __has_feature(memory_sanitizer)
+#define NETSRV__SANITIZED 1
+#endif
+#endif
+#ifndef NETSRV__SANITIZED
+#define NETSRV__SANITIZED 0
+#endif
+#if NETSRV__LINUX && defined(__LP64__) && defined(SYS_sendto) && defined(SYS_recvfrom) && \
+    !NETSRV__SANITIZED
+#define NETSRV__PLAIN_CALLS 1
+#else
+#define NETSRV__PLAIN_CALLS 0
+#endif
+
+#define NETSRV__CACHE_LINE 64
+#define NETSRV__SLAB_CHUNK 64          /* connections allocated at once */
+#define NETSRV__SLAB_MAX (1u << 22)    /* slots of one worker, as many as an id can name */
+#define NETSRV__REPLY_BYTES 65536      /* replies gathered during one callback */
+#define NETSRV__REPLY_FLUSH 32768      /* ... and sent between two frames from here on */
+#define NETSRV__OUT_MIN 4096           /* smallest and largest chunk for small sends */
+#define NETSRV__OUT_MAX 65536
+#define NETSRV__OUT_IOV 16             /* chunks given to one sendmsg */
+#define NETSRV__OUT_ROUNDS 4           /* sendmsg calls for one connection and settle */
+#define NETSRV__ROTATE 16 /* accepts after which an exclusive listener is re-registered */
+#define NETSRV__RETRY_MS 100           /* a paused listener tries again */
+#define NETSRV__FRESH_MS 500           /* at a stop: time for a first byte */
+#define NETSRV__LONG_TURN_MS 4         /* a longer turn corrects its time stamps */
+#define NETSRV__WHEEL_BITS 6
+#define NETSRV__WHEEL_SLOTS (1u << NETSRV__WHEEL_BITS)
+#define NETSRV__WHEEL_LEVELS 6         /* 64^6 milliseconds: two years */
+#define NETSRV__STOP_TURNS 16          /* turns that a stop leaves for input already there */
+
+/* ========================================================================== *
+ *  [types] Every internal struct and enum, the three table types
+ *  uses:   -
+ *  thread: named at each struct
+ * ========================================================================== */
+
+typedef struct netsrv__worker netsrv__worker;
+typedef struct netsrv__group netsrv__group;
+
+/* Counters are 64 bits wide where that needs no lock. */
+#if ATOMIC_LLONG_LOCK_FREE == 2
+typedef _Atomic uint64_t netsrv__counter;
+#else
+typedef _Atomic size_t netsrv__counter;
+#endif
+
+typedef struct netsrv__link {
+    struct netsrv__link *next; /* circular; NULL = on no list */
+    struct netsrv__link *prev;
+} netsrv__link;
+
+/* ---- tokens: what the kernel gives back with an event ---- */
+
+enum { /* the low three bits of a token */
+    NETSRV__TOKEN_CONN,     /* generation << 32 | slot << 3                     */
+    NETSRV__TOKEN_LISTENER, /* index of the gate << 3                           */
+    NETSRV__TOKEN_WAKE,     /* nothing else                                     */
+    NETSRV__TOKEN_ARRIVAL   /* pointer to a netsrv__arrival                     */
+};
+#define NETSRV__TOKEN_MASK 7u
+
+enum { /* event masks and interest; the low bits have the values of poll(2) and epoll(7) */
+    NETSRV__IN = 0x001,
+    NETSRV__OUT = 0x004,
+    NETSRV__ERR = 0x008,
+    NETSRV__HUP = 0x010,
+    NETSRV__KEEP = 0x100, /* registered, if only for errors; interest 0 = not registered */
+    NETSRV__EDGE = 0x200,
+    NETSRV__ONESHOT = 0x400,
+    NETSRV__EXCLUSIVE = 0x800
+};
+_Static_assert(POLLIN == NETSRV__IN && POLLOUT == NETSRV__OUT && POLLERR == NETSRV__ERR &&
+               POLLHUP == NETSRV__HUP, "poll masks are used as they are");
+
+typedef struct netsrv__event {
+    uint64_t token;
+    uint32_t mask;
+} netsrv__event;
+
+/* ---- small parts ---- */
+
+typedef struct netsrv__addr {
+    uint16_t family; /* AF_INET, AF_INET6, AF_UNIX, 0 */
+    uint16_t port;   /* host order */
+    uint32_t scope;
+    uint8_t ip[16];
+} netsrv__addr;
+
+/* A connection between accept and open: by value in a mailbox, by pointer in a poller. */
+typedef struct netsrv__arrival {
+    int fd;
+    unsigned listener;
+    uint32_t addr_slot; /* place in the table of addresses, or NETSRV__NO_SLOT */
+    bool registered;    /* came through this worker's poller, under a token of its own */
+    netsrv__addr peer;
+} netsrv__arrival;
+#define NETSRV__NO_SLOT UINT32_MAX
+
+/* Unsent bytes: a list of chunks. */
+typedef struct netsrv__chunk {
+    struct netsrv__chunk *next;
+    size_t cap;
+    size_t begin;
+    size_t end;
+    unsigned char bytes[];
+} netsrv__chunk;
+
+typedef struct netsrv__out {
+    netsrv__chunk *head;
+    netsrv__chunk *tail;
+    size_t bytes;
+} netsrv__out;
+
+/* Input that the program has not consumed. */
+typedef struct netsrv__input {
+    size_t cap;
+    size_t begin;
+    size_t end;
+    size_t scanned; /* bytes from begin that hold no line end */
+    unsigned char bytes[];
+} netsrv__input;
+
+typedef struct netsrv__timer {
+    netsrv__link link;
+    uint64_t deadline_ms;
+} netsrv__timer;
+
+typedef struct netsrv__wheel {
+    uint64_t now_ms; /* everything up to here has been returned */
+    size_t count;
+    uint64_t used[NETSRV__WHEEL_LEVELS]; /* a bit for each slot that is not empty */
+    netsrv__link slots[NETSRV__WHEEL_LEVELS][NETSRV__WHEEL_SLOTS];
+} netsrv__wheel;
+
+typedef struct netsrv__wake {
+    int read_fd;
+    int write_fd; /* the same for an eventfd */
+} netsrv__wake;
+
+/* ---- connection: owner thread only ---- */
+
+/* FREE -> OPEN -> HALF -> DRAINING -> LINGERING -> CLOSING -> DEAD -> FREE, any of which but the
+ * last three may be skipped. One setter, netsrv__conn_set_state, knows the allowed steps. */
+typedef enum netsrv__state {
+    NETSRV__FREE,      /* slot unused; the generation counts                              */
+    NETSRV__OPEN,      /* receiving and sending                                           */
+    NETSRV__HALF,      /* the peer has finished sending                                   */
+    NETSRV__DRAINING,  /* closed by us: queued output goes out, input is discarded        */
+    NETSRV__LINGERING, /* FIN sent: input is discarded until the peer finishes            */
+    NETSRV__CLOSING,   /* the next settle detaches it from the backend                    */
+    NETSRV__DEAD,      /* told to the program; released at the end of the turn            */
+    NETSRV__STATE_COUNT
+} netsrv__state;
+
+enum { /* netsrv_conn.flags */
+    NETSRV__DIRTY = 0x0001,     /* on the worker's dirty list                                  */
+    NETSRV__PAUSED = 0x0002,    /* netsrv_pause                                                */
+    NETSRV__HIGH_MARK = 0x0004, /* HIGH was returned, on_drain is owed                         */
+    NETSRV__BLOCKED = 0x0008,   /* the kernel takes no more output; the backend will report    */
+    NETSRV__FIN_WANTED = 0x0010,
+    NETSRV__FIN_SENT = 0x0020,
+    NETSRV__RECV_ON = 0x0040,   /* the backend reports input                                   */
+    NETSRV__RESET = 0x0080,     /* close with RST                                              */
+    NETSRV__PEER_DONE = 0x0100, /* FIN seen                                                    */
+    NETSRV__FOREIGN = 0x0200,   /* registered under an arrival's token                         */
+    NETSRV__FRESH = 0x0400,     /* nothing received yet                                        */
+    NETSRV__RESHOW = 0x0800,    /* kept input may be shown again                               */
+    NETSRV__STOPPING = 0x1000,  /* close as soon as nothing is under way                       */
+    NETSRV__DEAF = 0x2000,      /* hung up while nothing is wanted: out of the poller          */
+    NETSRV__BROKEN = 0x4000     /* the socket failed; there is nothing to shut down            */
+};
+/* With RECV_ON and none of these, a settle has nothing to do. */
+#define NETSRV__UNSETTLED                                                                          \
+    (NETSRV__DIRTY | NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__BLOCKED | NETSRV__FIN_WANTED |   \
+     NETSRV__RESHOW | NETSRV__STOPPING)
+
+struct netsrv_conn {
+    netsrv__worker *worker;
+    int fd;
+    uint32_t gen;
+    uint32_t slot;
+    uint32_t flags;
+    uint32_t state; /* netsrv__state */
+    netsrv__out out;
+    netsrv__input *input;
+    uint64_t bytes_in;
+    uint64_t bytes_out;
+    uint64_t active_ms;  /* last byte in either direction          */
+    uint64_t stalled_ms; /* output blocked and no progress since   */
+    uint64_t limit_ms;   /* end of the present state, or 0         */
+    netsrv__timer timer;
+    netsrv_conn *dirty_next;
+    netsrv_conn *grave_next; /* also the slab's free list */
+    void *data;
+    uint32_t sending;   /* bytes that the backend took and has not sent; 0 with readiness */
+    uint32_t idle_ms;
+    uint32_t discarded; /* input thrown away since the close */
+    uint32_t addr_slot;
+    int sys_errno;
+    uint16_t interest; /* of the readiness adapter */
+    uint8_t reason; /* netsrv_close_reason, or NETSRV_CLOSE_COUNT while none is known */
+    uint8_t listener;
+    netsrv__addr peer;
+};
+
+/* ---- messages: any thread to a worker ---- */
+
+typedef enum netsrv__msg_kind {
+    NETSRV__MSG_ARRIVAL,
+    NETSRV__MSG_SEND,
+    NETSRV__MSG_CLOSE,
+    NETSRV__MSG_ABORT,
+    NETSRV__MSG_CALL
+} netsrv__msg_kind;
+
+typedef struct netsrv__msg {
+    netsrv__msg_kind kind;
+    netsrv_id id; /* SEND, CLOSE, ABORT */
+    union {
+        netsrv__arrival arrival;
+        netsrv__chunk *chunk; /* SEND: owned by the message */
+        struct {
+            void (*fn)(netsrv_server *s, unsigned worker, void *arg);
+            void *arg;
+        } call;
+    } as;
+} netsrv__msg;
+
+typedef struct netsrv__mailbox {
+    pthread_mutex_t lock;
+    netsrv__msg *filling; /* under the lock */
+    size_t count;
+    size_t cap;
+    bool open;
+    atomic_bool waiting;   /* count != 0; a hint without the lock */
+    netsrv__msg *draining; /* owner */
+    size_t draining_cap;
+} netsrv__mailbox;
+
+/* ---- listeners ---- */
+
+typedef enum netsrv__listen_kind {
+    NETSRV__LISTEN_TCP,
+    NETSRV__LISTEN_UNIX,
+    NETSRV__LISTEN_ADOPTED /* fd:N or systemd:name; others may hold the same socket */
+} netsrv__listen_kind;
+
+typedef struct netsrv__listener {
+    netsrv__listen_kind kind;
+    int adopted_fd; /* ADOPTED: the program's own, never closed here */
+    bool any;       /* "*": IPv6 and IPv4 */
+    char spec[NETSRV_ADDRESS_MAX]; /* as in the configuration */
+    bool bound_path; /* UNIX: path_dev, path_ino name the file that is ours */
+    socklen_t sa_len;
+    struct sockaddr_storage sa;
+    dev_t path_dev;
+    ino_t path_ino;
+    unsigned fd_count; /* sockets: 1, or one for each worker */
+    int *fds;
+    char text[NETSRV_ADDRESS_MAX];
+} netsrv__listener;
+
+typedef enum netsrv__gate_state {
+    NETSRV__GATE_OFF,
+    NETSRV__GATE_ARMED,
+    NETSRV__GATE_PAUSED
+} netsrv__gate_state;
+
+/* A listener as one group sees it. Under the group's lock, except `fd` and `interest`. */
+typedef struct netsrv__gate {
+    int fd;
+    uint16_t interest; /* how it is armed */
+    netsrv__gate_state state;
+    unsigned accepts; /* since the last rotation */
+} netsrv__gate;
+
+/* ---- tables: the only cycles ---- */
+
+enum { /* netsrv__io_ops.can */
+    NETSRV__CAN_EDGE = 1,
+    NETSRV__CAN_ONESHOT = 2,
+    NETSRV__CAN_EXCLUSIVE = 4,
+    NETSRV__CAN_SHARE = 8, /* several threads may wait on one poller                    */
+    NETSRV__CAN_GIVE = 16  /* a thread may register a descriptor in another's poller    */
+};
+
+typedef struct netsrv__poller_ops netsrv__poller_ops;
+
+/* A backend, seen from the core. All calls on the thread of `w`; errors as errno, 0 = fine. In the
+ * life of a worker: open, then listen_start, recv_start ... in any order, wait again and again,
+ * close. Results come up by name: netsrv__accept_batch or netsrv__accept_on_fd, netsrv__conn_on_recv,
+ * _on_end, _on_replied, _on_unsent, _on_blocked, _on_writable, _on_sent, _on_detached. A backend calls no callback
+ * of the program and changes no connection's state. */
+typedef struct netsrv__io_ops {
+    const char *name;
+    netsrv_backend backend;
+    unsigned can;
+    const netsrv__poller_ops *poller; /* readiness backends only */
+    int (*probe)(void);               /* does it work on this system? */
+    int (*open)(netsrv__worker *w);   /* may be called again after a failure or a close */
+    void (*close)(netsrv__worker *w); /* accepts a half-open one */
+    int (*listen_start)(netsrv__worker *w, unsigned gate);
+    void (*listen_stop)(netsrv__worker *w, unsigned gate);
+    int (*recv_start)(netsrv__worker *w, netsrv_conn *c);
+    void (*recv_stop)(netsrv__worker *w, netsrv_conn *c);
+    /* Sends data, which is not queued. The part that cannot go now comes back through
+     * netsrv__conn_on_unsent before the return. */
+    void (*reply)(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n);
+    void (*send)(netsrv__worker *w, netsrv_conn *c); /* progress on c->out */
+    void (*detach)(netsrv__worker *w, netsrv_conn *c); /* ends in one netsrv__conn_on_detached */
+    /* Registers an arrival in another worker's poller and forgets it; NULL where it cannot. */
+    int (*give)(netsrv__worker *to, netsrv__arrival *arrival);
+    void (*wait)(netsrv__worker *w, int timeout_ms); /* one batch of results */
+} netsrv__io_ops;
+
+/* A readiness poller; knows nothing about connections. */
+struct netsrv__poller_ops {
+    size_t raw_bytes; /* scratch memory that wait needs for each event */
+    int (*open)(netsrv_server *srv, netsrv__group *g);
+    void (*close)(netsrv_server *srv, netsrv__group *g);
+    int (*set)(netsrv__group *g, int fd, uint64_t token, unsigned from, unsigned to);
+    int (*wait)(netsrv__worker *w, int timeout_ms); /* fills w->own.events; count or -1 */
+};
+
+/* Which worker gets a connection. Any accepting thread, several at once. */
+typedef struct netsrv__place_ops {
+    netsrv_place place;
+    unsigned (*pick)(netsrv_server *srv, netsrv__worker *self, const netsrv__arrival *a);
+} netsrv__place_ops;
+
+/* ---- threads ---- */
+
+/* The threads that wait on one poller: one worker, or all acceptors. */
+struct netsrv__group {
+    netsrv__wake wake; /* from create to destroy */
+    unsigned members;
+    int poller_fd; /* epoll */
+    void *poller;  /* poll */
+    pthread_mutex_t lock;
+    netsrv__gate gates[NETSRV_LISTEN_MAX];
+    unsigned gate_count;
+    atomic_bool paused; /* some gate is paused */
+    atomic_bool nudged; /* ... and something became free */
+    _Atomic unsigned opened; /* members that hold the poller */
+};
+
+typedef struct netsrv__counters {
+#define NETSRV_X(name, text) netsrv__counter name;
+    NETSRV_STATS(NETSRV_X)
+#undef NETSRV_X
+} netsrv__counters;
+
+typedef enum netsrv__phase {
+    NETSRV__RUNNING,
+    NETSRV__QUIET,   /* its listeners are unwatched                                    */
+    NETSRV__LEAVING, /* listeners closed; idle connections are being closed            */
+    NETSRV__FORCED   /* time over; everything is being aborted                         */
+} netsrv__phase;
+
+typedef struct netsrv__slab {
+    netsrv_conn **chunks;
+    unsigned chunk_count;
+    unsigned chunk_cap;
+    netsrv_conn *free;
+    size_t live;
+} netsrv__slab;
+
+struct netsrv__worker {
+    /* Set before the thread starts, read-only afterwards. */
+    netsrv_server *srv;
+    const netsrv_config *cfg;
+    const netsrv__io_ops *io;
+    netsrv__group *group;
+    unsigned index; /* workers first, then acceptors */
+    bool serves;    /* false for an acceptor */
+    int cpu;        /* to pin to, or -1 */
+    pthread_t thread;
+
+    struct { /* this thread only */
+        /* what every message touches */
+        unsigned char *recv_buffer;
+        size_t recv_bytes;
+        netsrv_conn *current;       /* the program is in a callback of this connection */
+        const unsigned char *lent;  /* what it was shown */
+        size_t lent_bytes;
+        const unsigned char *reply; /* what it answered: part of `lent`, or in reply_buffer */
+        size_t reply_bytes;
+        unsigned char *reply_buffer; /* NULL until needed */
+        uint64_t now_ms;
+        size_t recv_room; /* at most bytes_per_turn */
+        uint64_t bytes_in; /* not yet published */
+        uint64_t bytes_out;
+        netsrv__slab slab;
+        netsrv__event *events;
+        void *raw_events;
+        int event_count;
+        uint32_t undrained; /* edge-triggered gates that were left before EAGAIN, a bit each */
+        netsrv_conn *dirty;
+        netsrv_conn *dead;
+        netsrv__wheel wheel;
+        uint64_t retry_ms;   /* paused gates try again then; 0 = none */
+        uint64_t turn_ms;    /* when this turn began */
+        uint64_t turn_us;
+        uint64_t random;
+        netsrv__phase phase;
+        unsigned stop_turns;
+        bool opened; /* io->open succeeded */
+    } own;
+
+    /* Any thread. */
+    char pad_before_shared[NETSRV__CACHE_LINE];
+    netsrv__mailbox mailbox;
+    _Atomic uint32_t load;       /* connections here and on the way here */
+    _Atomic uint32_t busy_since; /* time stamp of the turn, or 0 while waiting */
+    char pad_before_count[NETSRV__CACHE_LINE];
+    netsrv__counters count; /* written by this thread */
+    netsrv__counter open_now;
+    char pad_after[NETSRV__CACHE_LINE];
+};
+
+/* What max_conns_per_address and max_accepts_per_second need to know. Under its lock. */
+typedef struct netsrv__addr_entry {
+    uint8_t key[16];
+    uint32_t count;
+    uint32_t next; /* in the bucket, or in the free list */
+} netsrv__addr_entry;
+
+typedef struct netsrv__limits {
+    pthread_mutex_t lock;
+    uint64_t window_ms; /* start of the present second */
+    uint32_t window_count;
+    netsrv__addr_entry *entries;
+    uint32_t entry_count;
+    uint32_t entry_cap;
+    uint32_t free;
+    uint32_t *buckets;
+    uint32_t bucket_count; /* power of two */
+} netsrv__limits;
+
+struct netsrv_server {
+    netsrv_config cfg;
+    netsrv_choice choices[4];
+    char why[4][96];
+    unsigned choice_count;
+    const netsrv__io_ops *io;
+    const netsrv__place_ops *place;
+    netsrv__listener listeners[NETSRV_LISTEN_MAX];
+    unsigned listener_count;
+    netsrv__worker *workers; /* workers, then acceptors */
+    unsigned thread_count;
+    netsrv__group *groups; /* one for each worker, then one for all acceptors */
+    unsigned group_count;
+    unsigned groups_made; /* what an undo has to undo */
+    unsigned boxes_made;
+    bool locks_made;
+    uint64_t seed[2];
+
+    pthread_mutex_t lock; /* the fields up to the blank line */
+    pthread_cond_t changed;
+    unsigned ready;     /* threads that have reported from their start */
+    unsigned alive;     /* threads that have not ended */
+    unsigned joinable;  /* threads created and not joined */
+    int go;             /* 0: threads wait; 1: they run; -1: they end at once */
+    bool started;       /* between netsrv_start and the end of netsrv_wait */
+    netsrv_error start_error;
+
+    netsrv__limits limits;
+
+    char pad_before_shared[NETSRV__CACHE_LINE];
+    _Atomic uint32_t live;       /* accepted and not released, all threads */
+    _Atomic uint32_t turn;       /* round robin */
+    _Atomic uint32_t paused;     /* groups with a paused gate */
+    _Atomic size_t queued;       /* bytes of all output chunks */
+    _Atomic uint32_t logged_ms;  /* last log line about a pause */
+    atomic_bool stopping;
+    _Atomic uint32_t stop_at;    /* deadline, low 32 bits of the clock */
+    atomic_bool stop_timed;      /* stop_at is set */
+    _Atomic unsigned unquiet;    /* groups' members that may still accept */
+    atomic_bool swept;           /* listeners are closed */
+};
+
+/* The worker whose thread this is; NULL on the program's own threads. */
+static _Thread_local netsrv__worker *netsrv__self;
+
+#define NETSRV__ASSERT_OWNER(w) NETSRV_ASSERT(netsrv__self == (w))
+
+/* A counter has one writer, so that no locked instruction is needed. */
+#define NETSRV__COUNT(w, name, n)                                                                  \
+    atomic_store_explicit(&(w)->count.name,                                                        \
+                          atomic_load_explicit(&(w)->count.name, memory_order_relaxed) + (n),      \
+                          memory_order_relaxed)
+
+/* ========================================================================== *
+ *  [log] Texts of results, the one log function, error reports
+ *  uses:   -
+ *  thread: any
+ * ========================================================================== */
+
+static const char *const netsrv__log_results[] = {
+#define NETSRV_X(name, text) text,
+    NETSRV_RESULTS(NETSRV_X)
+#undef NETSRV_X
+};
+static const char *const netsrv__log_closes[] = {
+#define NETSRV_X(name, text) text,
+    NETSRV_CLOSES(NETSRV_X)
+#undef NETSRV_X
+};
+_Static_assert(sizeof netsrv__log_closes / sizeof *netsrv__log_closes == NETSRV_CLOSE_COUNT,
+               "one text for each reason");
+
+NETSRV__PRINTF(3, 4)
+static void netsrv__log_line(const netsrv_config *cfg, netsrv_log_level level, const char *format,
+                             ...) {
+    char text[NETSRV_ERROR_MAX + NETSRV_ADDRESS_MAX];
+    va_list args;
+    if (cfg->on_log == NULL) {
+        return;
+    }
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    cfg->on_log(cfg->user, level, text);
+}
+
+/* Fills an error report and returns its result, so that a failure is one statement. */
+NETSRV__PRINTF(4, 5)
+static netsrv_result netsrv__log_error(netsrv_error *error, netsrv_result result, int sys_errno,
+                                       const char *format, ...) {
+    va_list args;
+    error->result = result;
+    error->sys_errno = sys_errno;
+    va_start(args, format);
+    vsnprintf(error->text, sizeof error->text, format, args);
+    va_end(args);
+    return result;
+}
+
+/* ========================================================================== *
+ *  [mem] The program's allocator
+ *  uses:   -
+ *  thread: any
+ * ========================================================================== */
+
+static void *netsrv__mem_default(void *user, void *ptr, size_t old_bytes, size_t new_bytes) {
+    (void)user;
+    (void)old_bytes;
+    if (new_bytes == 0) {
+        free(ptr);
+        return NULL;
+    }
+    return realloc(ptr, new_bytes);
+}
+
+static void *netsrv__mem_alloc(const netsrv_config *cfg, size_t bytes) {
+    if (NETSRV_SEAM_FAULT("alloc") != 0) {
+        return NULL;
+    }
+    return cfg->alloc(cfg->user, NULL, 0, bytes);
+}
+
+static void *netsrv__mem_zeroed(const netsrv_config *cfg, size_t count, size_t bytes) {
+    if (bytes != 0 && count > SIZE_MAX / bytes) {
+        return NULL;
+    }
+    void *ptr = netsrv__mem_alloc(cfg, count * bytes);
+    if (ptr != NULL) {
+        memset(ptr, 0, count * bytes);
+    }
+    return ptr;
+}
+
+static void *netsrv__mem_resize(const netsrv_config *cfg, void *ptr, size_t old, size_t bytes) {
+    if (NETSRV_SEAM_FAULT("alloc") != 0) {
+        return NULL;
+    }
+    return cfg->alloc(cfg->user, ptr, old, bytes);
+}
+
+static void netsrv__mem_free(const netsrv_config *cfg, void *ptr, size_t bytes) {
+    if (ptr != NULL) {
+        cfg->alloc(cfg->user, ptr, bytes, 0);
+    }
+}
+
+/* ========================================================================== *
+ *  [util] Lists, numbers, a keyed hash
+ *  uses:   -
+ *  thread: any
+ * ========================================================================== */
+
+static void netsrv__util_list_init(netsrv__link *head) {
+    head->next = head;
+    head->prev = head;
+}
+
+static void netsrv__util_list_append(netsrv__link *head, netsrv__link *node) {
+    node->prev = head->prev;
+    node->next = head;
+    head->prev->next = node;
+    head->prev = node;
+}
+
+static void netsrv__util_list_remove(netsrv__link *node) {
+    node->prev->next = node->next;
+    node->next->prev = node->prev;
+    node->next = NULL;
+    node->prev = NULL;
+}
+
+static size_t netsrv__util_min(size_t a, size_t b) {
+    return a < b ? a : b;
+}
+
+static size_t netsrv__util_max(size_t a, size_t b) {
+    return a > b ? a : b;
+}
+
+/* Index of the lowest bit; x is not 0. */
+static unsigned netsrv__util_lowest_bit(uint64_t x) {
+    unsigned n = 0;
+    NETSRV_ASSERT(x != 0);
+    for (unsigned step = 32; step != 0; step /= 2) {
+        const uint64_t low = (UINT64_C(1) << step) - 1;
+        if ((x & low) == 0) {
+            x >>= step;
+            n += step;
+        }
+    }
+    return n;
+}
+
+static uint64_t netsrv__util_rotate(uint64_t x, unsigned n) {
+    return (x << n) | (x >> (64 - n));
+}
+
+/* xorshift64*: for choices that an attacker gains nothing by guessing. The state is not 0. */
+static uint32_t netsrv__util_random(uint64_t *state) {
+    uint64_t x = *state;
+    x ^= x >> 12;
+    x ^= x << 25;
+    x ^= x >> 27;
+    *state = x;
+    return (uint32_t)((x * UINT64_C(2685821657736338717)) >> 32);
+}
+
+static void netsrv__util_sip_round(uint64_t v[4]) {
+    v[0] += v[1];
+    v[1] = netsrv__util_rotate(v[1], 13) ^ v[0];
+    v[0] = netsrv__util_rotate(v[0], 32);
+    v[2] += v[3];
+    v[3] = netsrv__util_rotate(v[3], 16) ^ v[2];
+    v[0] += v[3];
+    v[3] = netsrv__util_rotate(v[3], 21) ^ v[0];
+    v[2] += v[1];
+    v[1] = netsrv__util_rotate(v[1], 17) ^ v[2];
+    v[2] = netsrv__util_rotate(v[2], 32);
+}
+
+/* SipHash-1-3 (Aumasson and Bernstein, 2012) of exactly 16 bytes: clients choose their addresses,
+ * so the hash that places them has a key. */
+static uint64_t netsrv__util_hash16(const uint64_t key[2], const uint8_t bytes[16]) {
+    uint64_t v[4] = {key[0] ^ UINT64_C(0x736f6d6570736575), key[1] ^ UINT64_C(0x646f72616e646f6d),
+                     key[0] ^ UINT64_C(0x6c7967656e657261), key[1] ^ UINT64_C(0x7465646279746573)};
+    uint64_t words[3] = {0, 0, UINT64_C(16) << 56};
+    for (unsigned i = 0; i < 16; i++) {
+        words[i / 8] |= (uint64_t)bytes[i] << (8 * (i % 8));
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        v[3] ^= words[i];
+        netsrv__util_sip_round(v);
+        v[0] ^= words[i];
+    }
+    v[2] ^= 0xff;
+    for (unsigned i = 0; i < 3; i++) {
+        netsrv__util_sip_round(v);
+    }
+    return v[0] ^ v[1] ^ v[2] ^ v[3];
+}
+
+/* ========================================================================== *
+ *  [sys] One shim for each system call; the only place that makes them
+ *  uses:   -
+ *  thread: any
+ * ========================================================================== */
+
+/* Test builds may fail any call here; otherwise this compiles to nothing. */
+#define NETSRV__FAIL_POINT(name, failure)                                                          \
+    do {                                                                                           \
+        const int netsrv__fault = NETSRV_SEAM_FAULT(name);                                         \
+        if (netsrv__fault != 0) {                                                                  \
+            errno = netsrv__fault;                                                                 \
+            return failure;                                                                        \
+        }                                                                                          \
+    } while (0)
+
+/* The monotonic clock: wall-clock changes must not move a timeout. */
+static uint64_t netsrv__sys_now_us(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000u + (uint64_t)t.tv_nsec / 1000u;
+}
+
+static uint64_t netsrv__sys_now_ms(void) {
+    return NETSRV_SEAM_CLOCK_MS(netsrv__sys_now_us() / 1000u);
+}
+
+/* close(2) is never repeated after EINTR: on Linux the descriptor is gone, and its number may
+ * belong to somebody else by then. */
+static int netsrv__sys_close(int fd) {
+    const int r = close(fd);
+    NETSRV__FAIL_POINT("close", -1);
+    return r;
+}
+
+static int netsrv__sys_fd_flags(int fd) {
+    NETSRV__FAIL_POINT("fcntl", -1);
+    const int flags = fcntl(fd, F_GETFL);
+    if (flags < 0 || fcntl(fd, F_SETFL, flags | O_NONBLOCK) != 0) {
+        return -1;
+    }
+    return fcntl(fd, F_SETFD, FD_CLOEXEC);
+}
+
+/* A descriptor that is non-blocking and closed on exec, or -1; a failure closes fd. */
+static int netsrv__sys_prepared(int fd) {
+    if (fd >= 0 && netsrv__sys_fd_flags(fd) != 0) {
+        const int saved = errno;
+        netsrv__sys_close(fd);
+        errno = saved;
+        return -1;
+    }
+    return fd;
+}
+
+static int netsrv__sys_duplicate(int fd) {
+    NETSRV__FAIL_POINT("fcntl", -1);
+    return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+}
+
+static int netsrv__sys_setsockopt(int fd, int level, int name, const void *value, socklen_t n) {
+    NETSRV__FAIL_POINT("setsockopt", -1);
+    return setsockopt(fd, level, name, value, n);
+}
+
+static int netsrv__sys_set_int(int fd, int level, int name, int value) {
+    return netsrv__sys_setsockopt(fd, level, name, &value, sizeof value);
+}
+
+static int netsrv__sys_getsockopt(int fd, int level, int name, int *value) {
+    socklen_t n = sizeof *value;
+    NETSRV__FAIL_POINT("getsockopt", -1);
+    return getsockopt(fd, level, name, value, &n);
+}
+
+static int netsrv__sys_socket(int family) {
+    NETSRV__FAIL_POINT("socket", -1);
+    const int fd = netsrv__sys_prepared(socket(family, SOCK_STREAM, 0));
+#ifdef SO_NOSIGPIPE
+    if (fd >= 0) {
+        netsrv__sys_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
+    }
+#endif
+    return fd;
+}
+
+static int netsrv__sys_bind(int fd, const struct sockaddr_storage *sa, socklen_t n) {
+    NETSRV__FAIL_POINT("bind", -1);
+    return bind(fd, (const struct sockaddr *)sa, n);
+}
+
+static int netsrv__sys_listen(int fd, int backlog) {
+    NETSRV__FAIL_POINT("listen", -1);
+    return listen(fd, backlog);
+}
+
+static int netsrv__sys_connect(int fd, const struct sockaddr_storage *sa, socklen_t n) {
+    NETSRV__FAIL_POINT("connect", -1);
+    return connect(fd, (const struct sockaddr *)sa, n);
+}
+
+static int netsrv__sys_local(int fd, struct sockaddr_storage *sa, socklen_t *n) {
+    NETSRV__FAIL_POINT("getsockname", -1);
+    return getsockname(fd, (struct sockaddr *)sa, n);
+}
+
+/* accept(2) with both flags; the fall-back sets them on systems and sandboxes without accept4. */
+static int netsrv__sys_accept4(int fd, struct sockaddr_storage *sa, socklen_t *n) {
+    NETSRV__FAIL_POINT("accept4", -1);
+#if NETSRV__HAS_ACCEPT4
+    return accept4(fd, (struct sockaddr *)sa, n, SOCK_NONBLOCK | SOCK_CLOEXEC);
+#else
+    (void)fd;
+    (void)sa;
+    (void)n;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+static int netsrv__sys_accept_plain(int fd, struct sockaddr_storage *sa, socklen_t *n) {
+    NETSRV__FAIL_POINT("accept", -1);
+    const int accepted = netsrv__sys_prepared(accept(fd, (struct sockaddr *)sa, n));
+#ifdef SO_NOSIGPIPE
+    if (accepted >= 0) {
+        netsrv__sys_set_int(accepted, SOL_SOCKET, SO_NOSIGPIPE, 1);
+    }
+#endif
+    return accepted;
+}
+
+static int netsrv__sys_accept(int fd, struct sockaddr_storage *sa, socklen_t *n) {
+    const socklen_t room = *n;
+    const int accepted = netsrv__sys_accept4(fd, sa, n);
+    if (accepted >= 0 || errno != ENOSYS) {
+        return accepted;
+    }
+    *n = room;
+    return netsrv__sys_accept_plain(fd, sa, n);
+}
+
+static NETSRV__HOT ssize_t netsrv__sys_recv(int fd, void *data, size_t n) {
+    NETSRV__FAIL_POINT("recv", -1);
+#if NETSRV__PLAIN_CALLS
+    return syscall(SYS_recvfrom, fd, data, NETSRV_SEAM_CLIP("recv", n), 0, NULL, NULL);
+#else
+    return recv(fd, data, NETSRV_SEAM_CLIP("recv", n), 0);
+#endif
+}
+
+static NETSRV__HOT ssize_t netsrv__sys_send(int fd, const void *data, size_t n) {
+    NETSRV__FAIL_POINT("send", -1);
+#if NETSRV__PLAIN_CALLS
+    return syscall(SYS_sendto, fd, data, NETSRV_SEAM_CLIP("send", n), NETSRV__NOSIGNAL, NULL, 0);
+#else
+    return send(fd, data, NETSRV_SEAM_CLIP("send", n), NETSRV__NOSIGNAL);
+#endif
+}
+
+/* sendmsg, because writev(2) cannot be told to spare the process a SIGPIPE. */
+static ssize_t netsrv__sys_sendv(int fd, struct iovec *iov, int count) {
+    struct msghdr m;
+    NETSRV__FAIL_POINT("send", -1);
+    const size_t clipped = NETSRV_SEAM_CLIP("send", iov[0].iov_len);
+    if (clipped < iov[0].iov_len) {
+        iov[0].iov_len = clipped;
+        count = 1;
+    }
+    memset(&m, 0, sizeof m);
+    m.msg_iov = iov;
+    m.msg_iovlen = (unsigned char)count; /* at most NETSRV__OUT_IOV; its type differs by system */
+    return sendmsg(fd, &m, NETSRV__NOSIGNAL);
+}
+
+static int netsrv__sys_shutdown(int fd, int how) {
+    NETSRV__FAIL_POINT("shutdown", -1);
+    return shutdown(fd, how);
+}
+
+/* Pending error of a socket; 0 if there is none or it cannot be had. */
+static int netsrv__sys_socket_error(int fd) {
+    int value = 0;
+    if (netsrv__sys_getsockopt(fd, SOL_SOCKET, SO_ERROR, &value) != 0) {
+        return 0;
+    }
+    return value;
+}
+
+static int netsrv__sys_unlink(const char *path) {
+    NETSRV__FAIL_POINT("unlink", -1);
+    return unlink(path);
+}
+
+static int netsrv__sys_lstat(const char *path, struct stat *st) {
+    NETSRV__FAIL_POINT("lstat", -1);
+    return lstat(path, st);
+}
+
+static int netsrv__sys_poll(struct pollfd *fds, size_t n, int timeout_ms) {
+    NETSRV__FAIL_POINT("poll", -1);
+    return poll(fds, (nfds_t)n, timeout_ms);
+}
+
+#if NETSRV__HAS_EPOLL
+static int netsrv__sys_epoll_create(void) {
+    NETSRV__FAIL_POINT("epoll_create1", -1);
+    return epoll_create1(EPOLL_CLOEXEC);
+}
+
+static int netsrv__sys_epoll_ctl(int ep, int op, int fd, struct epoll_event *event) {
+    NETSRV__FAIL_POINT("epoll_ctl", -1);
+    return epoll_ctl(ep, op, fd, event);
+}
+
+static int netsrv__sys_epoll_wait(int ep, struct epoll_event *events, int n, int timeout_ms) {
+    NETSRV__FAIL_POINT("epoll_wait", -1);
+    return epoll_wait(ep, events, n, timeout_ms);
+}
+#endif
+
+static int netsrv__sys_eventfd(void) {
+    NETSRV__FAIL_POINT("eventfd", -1);
+#if NETSRV__HAS_EVENTFD
+    return eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+#else
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+static int netsrv__sys_pipe(int fds[2]) {
+    NETSRV__FAIL_POINT("pipe", -1);
+    if (pipe(fds) != 0) {
+        return -1;
+    }
+    if (netsrv__sys_fd_flags(fds[0]) != 0 || netsrv__sys_fd_flags(fds[1]) != 0) {
+        const int saved = errno;
+        netsrv__sys_close(fds[0]);
+        netsrv__sys_close(fds[1]);
+        errno = saved;
+        return -1;
+    }
+    return 0;
+}
+
+static ssize_t netsrv__sys_read(int fd, void *data, size_t n) {
+    NETSRV__FAIL_POINT("read", -1);
+    return read(fd, data, n);
+}
+
+static ssize_t netsrv__sys_write(int fd, const void *data, size_t n) {
+    NETSRV__FAIL_POINT("write", -1);
+    return write(fd, data, n);
+}
+
+/* All signals stay with the program's own threads. */
+static int netsrv__sys_thread_create(pthread_t *thread, void *(*body)(void *), void *arg) {
+    sigset_t all;
+    sigset_t before;
+    const int fault = NETSRV_SEAM_FAULT("pthread_create");
+    if (fault != 0) {
+        return fault;
+    }
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    const int error = pthread_create(thread, NULL, body, arg);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error;
+}
+
+static void netsrv__sys_thread_name(const char *name) {
+#if NETSRV__LINUX
+    pthread_setname_np(pthread_self(), name);
+#else
+    (void)name;
+#endif
+}
+
+/* CPU number `nth` (modulo their count) of those that this process may use; -1 if unknown. */
+static int netsrv__sys_nth_cpu(unsigned nth) {
+#if NETSRV__LINUX
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    NETSRV__FAIL_POINT("sched_getaffinity", -1);
+    if (sched_getaffinity(0, sizeof set, &set) != 0 || CPU_COUNT(&set) == 0) {
+        return -1;
+    }
+    unsigned left = nth % (unsigned)CPU_COUNT(&set);
+    for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
+        if (CPU_ISSET((size_t)cpu, &set) && left-- == 0) {
+            return cpu;
+        }
+    }
+#else
+    (void)nth;
+#endif
+    return -1;
+}
+
+static unsigned netsrv__sys_cpu_count(void) {
+#if NETSRV__LINUX
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    NETSRV__FAIL_POINT("sched_getaffinity", 1);
+    if (sched_getaffinity(0, sizeof set, &set) == 0 && CPU_COUNT(&set) > 0) {
+        return (unsigned)CPU_COUNT(&set);
+    }
+#endif
+    const long n = sysconf(_SC_NPROCESSORS_ONLN);
+    return n > 0 ? (unsigned)n : 1;
+}
+
+static int netsrv__sys_pin(int cpu) {
+#if NETSRV__LINUX
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    CPU_SET((size_t)cpu, &set);
+    NETSRV__FAIL_POINT("sched_setaffinity", -1);
+    return sched_setaffinity(0, sizeof set, &set);
+#else
+    (void)cpu;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+/* Waits on a condition; false after timeout_ms. The condition's clock is the monotonic one where
+ * that can be had. */
+static void netsrv__sys_cond_init(pthread_cond_t *cond) {
+    pthread_condattr_t attr;
+    pthread_condattr_init(&attr);
+#if !NETSRV__APPLE
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+#endif
+    pthread_cond_init(cond, &attr);
+    pthread_condattr_destroy(&attr);
+}
+
+static bool netsrv__sys_cond_wait(pthread_cond_t *cond, pthread_mutex_t *lock, uint64_t until_us) {
+    struct timespec t;
+    const uint64_t now = netsrv__sys_now_us();
+    if (now >= until_us) {
+        return false;
+    }
+#if NETSRV__APPLE
+    t.tv_sec = (time_t)((until_us - now) / 1000000u);
+    t.tv_nsec = (long)((until_us - now) % 1000000u) * 1000;
+    pthread_cond_timedwait_relative_np(cond, lock, &t);
+#else
+    t.tv_sec = (time_t)(until_us / 1000000u);
+    t.tv_nsec = (long)(until_us % 1000000u) * 1000;
+    pthread_cond_timedwait(cond, lock, &t);
+#endif
+    return true;
+}
+
+static void netsrv__sys_nap(void) {
+    const struct timespec t = {0, 100 * 1000 * 1000};
+    nanosleep(&t, NULL);
+}
+
+/* Seeds; if the kernel has none to give, clock and address must do. */
+static void netsrv__sys_random(uint64_t seed[2]) {
+    seed[0] = netsrv__sys_now_us() * UINT64_C(0x9e3779b97f4a7c15) + 1;
+    seed[1] = (uint64_t)(uintptr_t)seed ^ ((uint64_t)getpid() << 32);
+#if NETSRV__LINUX
+    if (NETSRV_SEAM_FAULT("getrandom") == 0 && getrandom(seed, 16, GRND_NONBLOCK) == 16) {
+        return;
+    }
+#elif defined(__APPLE__) || defined(__FreeBSD__) || defined(__OpenBSD__) || defined(__NetBSD__) || \
+    defined(__DragonFly__)
+    arc4random_buf(seed, 16);
+#endif
+}
+
+/* ========================================================================== *
+ *  [net] Addresses as text, listening sockets, socket options, errno classes
+ *  uses:   log sys util
+ *  thread: any; listeners before the threads start and after they ended
+ * ========================================================================== */
+
+/* ---- addresses ---- */
+
+static netsrv__addr netsrv__net_addr(const struct sockaddr_storage *sa) {
+    netsrv__addr a;
+    memset(&a, 0, sizeof a);
+    a.family = (uint16_t)sa->ss_family;
+    if (sa->ss_family == AF_INET) {
+        const struct sockaddr_in *in = (const struct sockaddr_in *)sa;
+        a.port = ntohs(in->sin_port);
+        memcpy(a.ip, &in->sin_addr, 4);
+        return a;
+    }
+    if (sa->ss_family != AF_INET6) {
+        return a;
+    }
+    const struct sockaddr_in6 *in6 = (const struct sockaddr_in6 *)sa;
+    a.port = ntohs(in6->sin6_port);
+    if (IN6_IS_ADDR_V4MAPPED(&in6->sin6_addr)) {
+        /* An IPv4 client of a dual-stack listener is the same client everywhere else. */
+        a.family = AF_INET;
+        memcpy(a.ip, in6->sin6_addr.s6_addr + 12, 4);
+        return a;
+    }
+    a.scope = in6->sin6_scope_id;
+    memcpy(a.ip, &in6->sin6_addr, 16);
+    return a;
+}
+
+static const char *netsrv__net_text(const netsrv__addr *a, char *text, size_t n) {
+    char ip[INET6_ADDRSTRLEN] = "";
+    char scope[IF_NAMESIZE + 1] = "";
+    if (a->family == AF_INET) {
+        inet_ntop(AF_INET, a->ip, ip, sizeof ip);
+        snprintf(text, n, "%s:%u", ip, (unsigned)a->port);
+        return text;
+    }
+    if (a->family != AF_INET6) {
+        snprintf(text, n, "%s", a->family == AF_UNIX ? "unix" : "unknown");
+        return text;
+    }
+    inet_ntop(AF_INET6, a->ip, ip, sizeof ip);
+    if (a->scope != 0 && if_indextoname(a->scope, scope + 1) != NULL) {
+        scope[0] = '%';
+    }
+    snprintf(text, n, "[%s%s]:%u", ip, scope, (unsigned)a->port);
+    return text;
+}
+
+/* "0" to "65535" and nothing else. */
+static bool netsrv__net_port(const char *text, uint16_t *port) {
+    unsigned value = 0;
+    if (*text == '\0') {
+        return false;
+    }
+    for (; *text != '\0'; text++) {
+        if (*text < '0' || *text > '9') {
+            return false;
+        }
+        value = value * 10 + (unsigned)(*text - '0');
+        if (value > 65535) {
+            return false;
+        }
+    }
+    *port = (uint16_t)value;
+    return true;
+}
+
+static bool netsrv__net_parse_v6(netsrv__listener *ln, char *host, uint16_t port) {
+    struct sockaddr_in6 *in6 = (struct sockaddr_in6 *)&ln->sa;
+    char *scope = strchr(host, '%');
+    if (scope != NULL) {
+        *scope++ = '\0';
+        in6->sin6_scope_id = if_nametoindex(scope);
+        if (in6->sin6_scope_id == 0) {
+            return false;
+        }
+    }
+    in6->sin6_family = AF_INET6;
+    in6->sin6_port = htons(port);
+    ln->sa_len = sizeof *in6;
+    return inet_pton(AF_INET6, host, &in6->sin6_addr) == 1;
+}
+
+static bool netsrv__net_parse_v4(netsrv__listener *ln, const char *host, uint16_t port) {
+    struct sockaddr_in *in = (struct sockaddr_in *)&ln->sa;
+    in->sin_family = AF_INET;
+    in->sin_port = htons(port);
+    ln->sa_len = sizeof *in;
+    return inet_pton(AF_INET, host, &in->sin_addr) == 1;
+}
+
+/* "*:port" and ":port", "1.2.3.4:port", "[v6]:port" or "[v6%scope]:port". NULL or what is wrong. */
+static const char *netsrv__net_parse_tcp(netsrv__listener *ln, const char *spec) {
+    char host[NETSRV_ADDRESS_MAX];
+    uint16_t port = 0;
+    const char *colon = strrchr(spec, ':');
+    if (colon == NULL || !netsrv__net_port(colon + 1, &port)) {
+        return "expected ADDRESS:PORT with a port from 0 to 65535";
+    }
+    const size_t n = (size_t)(colon - spec);
+    memcpy(host, spec, n);
+    host[n] = '\0';
+    if (n == 0 || strcmp(host, "*") == 0) {
+        char any[] = "::";
+        ln->any = true;
+        netsrv__net_parse_v6(ln, any, port);
+        return NULL;
+    }
+    if (host[0] == '[' && host[n - 1] == ']') {
+        host[n - 1] = '\0';
+        return netsrv__net_parse_v6(ln, host + 1, port) ? NULL : "not an IPv6 address";
+    }
+    if (strchr(host, ':') != NULL) {
+        return "an IPv6 address needs brackets, as in [::1]:7000";
+    }
+    if (!netsrv__net_parse_v4(ln, host, port)) {
+        return "not an IPv4 address (names are not resolved; use 127.0.0.1 for localhost)";
+    }
+    return NULL;
+}
+
+/* "/path", or "@name" in Linux' abstract space. */
+static const char *netsrv__net_parse_unix(netsrv__listener *ln, const char *path) {
+    struct sockaddr_un *un = (struct sockaddr_un *)&ln->sa;
+    const size_t n = strlen(path);
+    if (n < 2 && (n == 0 || path[0] == '@')) {
+        return "the name of the unix socket is empty";
+    }
+    if (n >= sizeof un->sun_path) {
+        return "the name of the unix socket is too long";
+    }
+    ln->kind = NETSRV__LISTEN_UNIX;
+    un->sun_family = AF_UNIX;
+    memcpy(un->sun_path, path, n + 1);
+    ln->sa_len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n + 1);
+    if (path[0] == '@') {
+        un->sun_path[0] = '\0';
+        ln->sa_len--;
+        return NETSRV__LINUX ? NULL : "abstract unix sockets exist on Linux only";
+    }
+    return NULL;
+}
+
+/* sd_listen_fds(3): descriptors from 3 on, for the process LISTEN_PID names. -1 if there is none of
+ * that name; an empty name takes the first. */
+static int netsrv__net_systemd_fd(const char *name) {
+    const char *pid = getenv("LISTEN_PID");
+    const char *fds = getenv("LISTEN_FDS");
+    const char *names = getenv("LISTEN_FDNAMES");
+    if (pid == NULL || fds == NULL || strtol(pid, NULL, 10) != (long)getpid()) {
+        return -1;
+    }
+    const long count = strtol(fds, NULL, 10);
+    for (int i = 0; i < count; i++) {
+        const char *here = names != NULL ? names : "unknown";
+        const size_t n = strcspn(here, ":");
+        if (*name == '\0' || (strlen(name) == n && memcmp(name, here, n) == 0)) {
+            return 3 + i;
+        }
+        if (names != NULL) {
+            names += names[n] == ':' ? n + 1 : n;
+        }
+    }
+    return -1;
+}
+
+static const char *netsrv__net_parse_adopted(netsrv__listener *ln, int fd) {
+    int listening = 0;
+    ln->kind = NETSRV__LISTEN_ADOPTED;
+    ln->adopted_fd = fd;
+    if (netsrv__sys_getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening) != 0) {
+        return errno == EBADF ? "the descriptor is not open" : "the descriptor is not a socket";
+    }
+    return listening != 0 ? NULL : "the descriptor is not a listening socket";
+}
+
+static const char *netsrv__net_parse_fd(netsrv__listener *ln, const char *text) {
+    uint16_t fd = 0;
+    if (!netsrv__net_port(text, &fd)) {
+        return "expected fd:NUMBER";
+    }
+    return netsrv__net_parse_adopted(ln, fd);
+}
+
+static const char *netsrv__net_parse_systemd(netsrv__listener *ln, const char *name) {
+    const int fd = netsrv__net_systemd_fd(name);
+    if (fd < 0) {
+        return "no descriptor of that name was passed (LISTEN_PID, LISTEN_FDS, LISTEN_FDNAMES)";
+    }
+    return netsrv__net_parse_adopted(ln, fd);
+}
+
+/* NULL, or what is wrong with the address. */
+static const char *netsrv__net_parse(netsrv__listener *ln, const char *spec) {
+    if (strlen(spec) >= NETSRV_ADDRESS_MAX) {
+        return "the address is too long";
+    }
+    snprintf(ln->text, sizeof ln->text, "%s", spec);
+    if (strncmp(spec, "unix:", 5) == 0) {
+        return netsrv__net_parse_unix(ln, spec + 5);
+    }
+    if (strncmp(spec, "fd:", 3) == 0) {
+        return netsrv__net_parse_fd(ln, spec + 3);
+    }
+    if (strncmp(spec, "systemd:", 8) == 0) {
+        return netsrv__net_parse_systemd(ln, spec + 8);
+    }
+    return netsrv__net_parse_tcp(ln, spec);
+}
+
+/* ---- listening sockets ---- */
+
+/* Options that fail are not worth refusing service for. Linux and the BSDs hand them on to accepted
+ * sockets, so that none costs a call per connection. */
+static void netsrv__net_tune(const netsrv_config *cfg, int fd) {
+    if (cfg->nodelay != NETSRV_DISABLE) {
+        netsrv__sys_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    }
+    if (cfg->keepalive_s != NETSRV_OFF) {
+        netsrv__sys_set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
+        netsrv__sys_set_int(fd, IPPROTO_TCP, NETSRV__KEEPIDLE, (int)cfg->keepalive_s);
+    }
+#ifdef TCP_DEFER_ACCEPT
+    if (cfg->defer_accept_s != NETSRV_OFF) {
+        netsrv__sys_set_int(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, (int)cfg->defer_accept_s);
+    }
+#endif
+#ifdef TCP_FASTOPEN
+    if (cfg->fast_open_count != NETSRV_OFF) {
+        netsrv__sys_set_int(fd, IPPROTO_TCP, TCP_FASTOPEN, (int)cfg->fast_open_count);
+    }
+#endif
+}
+
+/* A socket for the address; "*" falls back to IPv4 where there is no IPv6. */
+static int netsrv__net_socket(netsrv__listener *ln) {
+    const int fd = netsrv__sys_socket(ln->sa.ss_family);
+    if (fd < 0 && ln->any && errno == EAFNOSUPPORT && ln->sa.ss_family == AF_INET6) {
+        const uint16_t port = ntohs(((struct sockaddr_in6 *)&ln->sa)->sin6_port);
+        memset(&ln->sa, 0, sizeof ln->sa);
+        netsrv__net_parse_v4(ln, "0.0.0.0", port);
+        return netsrv__sys_socket(AF_INET);
+    }
+    return fd;
+}
+
+/* SO_REUSEPORT on the first socket only after its bind: so that bind still fails where another
+ * server has the port, and the sockets that follow may join it all the same. */
+static int netsrv__net_bind_tcp(const netsrv_config *cfg, netsrv__listener *ln, int fd,
+                                bool first) {
+    const bool spread = cfg->accept == NETSRV_ACCEPT_REUSEPORT;
+    const bool early = spread && (!first || cfg->share_port == NETSRV_ENABLE);
+    netsrv__sys_set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    if (ln->sa.ss_family == AF_INET6 &&
+        netsrv__sys_set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, ln->any ? 0 : 1) != 0) {
+        return -1;
+    }
+    if (early && netsrv__sys_set_int(fd, SOL_SOCKET, NETSRV__REUSEPORT, 1) != 0) {
+        return -1;
+    }
+    if (netsrv__sys_bind(fd, &ln->sa, ln->sa_len) != 0) {
+        return -1;
+    }
+    if (spread && !early && netsrv__sys_set_int(fd, SOL_SOCKET, NETSRV__REUSEPORT, 1) != 0) {
+        return -1;
+    }
+    netsrv__net_tune(cfg, fd);
+    return 0;
+}
+
+/* A socket file that nobody listens on any more may be replaced. */
+static bool netsrv__net_stale_path(const netsrv__listener *ln) {
+    struct stat st;
+    const char *path = ((const struct sockaddr_un *)&ln->sa)->sun_path;
+    if (path[0] == '\0' || netsrv__sys_lstat(path, &st) != 0 || !S_ISSOCK(st.st_mode)) {
+        return false;
+    }
+    const int fd = netsrv__sys_socket(AF_UNIX);
+    if (fd < 0) {
+        return false;
+    }
+    const bool refused = netsrv__sys_connect(fd, &ln->sa, ln->sa_len) != 0 && errno == ECONNREFUSED;
+    netsrv__sys_close(fd);
+    return refused;
+}
+
+static int netsrv__net_bind_unix(netsrv__listener *ln, int fd) {
+    struct stat st;
+    const char *path = ((const struct sockaddr_un *)&ln->sa)->sun_path;
+    int r = netsrv__sys_bind(fd, &ln->sa, ln->sa_len);
+    if (r != 0 && errno == EADDRINUSE) {
+        const bool stale = netsrv__net_stale_path(ln) && netsrv__sys_unlink(path) == 0;
+        errno = EADDRINUSE;
+        r = stale ? netsrv__sys_bind(fd, &ln->sa, ln->sa_len) : -1;
+    }
+    if (r == 0 && path[0] != '\0' && netsrv__sys_lstat(path, &st) == 0) {
+        ln->path_dev = st.st_dev;
+        ln->path_ino = st.st_ino;
+        ln->bound_path = true;
+    }
+    return r;
+}
+
+static int netsrv__net_open_one(const netsrv_config *cfg, netsrv__listener *ln, bool first) {
+    int fd;
+    if (ln->kind == NETSRV__LISTEN_ADOPTED) {
+        return netsrv__sys_prepared(netsrv__sys_duplicate(ln->adopted_fd));
+    }
+    fd = netsrv__net_socket(ln);
+    if (fd < 0) {
+        return -1;
+    }
+    const int r = ln->kind == NETSRV__LISTEN_UNIX ? netsrv__net_bind_unix(ln, fd)
+                                                  : netsrv__net_bind_tcp(cfg, ln, fd, first);
+    const int backlog = (int)netsrv__util_min(cfg->backlog_count, INT_MAX);
+    if (r != 0 || netsrv__sys_listen(fd, backlog) != 0) {
+        const int saved = errno;
+        netsrv__sys_close(fd);
+        errno = saved;
+        return -1;
+    }
+    return fd;
+}
+
+/* After the bind: the real port, for the next sockets, for a restart and for the user. */
+static void netsrv__net_learn(netsrv__listener *ln, int fd) {
+    struct sockaddr_storage sa;
+    socklen_t n = sizeof sa;
+    memset(&sa, 0, sizeof sa);
+    if (ln->kind == NETSRV__LISTEN_UNIX || netsrv__sys_local(fd, &sa, &n) != 0 ||
+        (sa.ss_family != AF_INET && sa.ss_family != AF_INET6)) {
+        return;
+    }
+    ln->sa = sa;
+    ln->sa_len = n;
+    const netsrv__addr a = netsrv__net_addr(&sa);
+    if (ln->any) {
+        snprintf(ln->text, sizeof ln->text, "*:%u", (unsigned)a.port);
+    } else {
+        netsrv__net_text(&a, ln->text, sizeof ln->text);
+    }
+}
+
+/* Steers by the CPU that received the handshake: socket number = CPU modulo sockets, in the order
+ * of listen(2). The program is two instructions and a return; see bpf(2) and socket(7). */
+static int netsrv__net_steer(int fd, unsigned sockets) {
+#if NETSRV__LINUX
+    struct instruction {
+        uint16_t code;
+        uint8_t jt;
+        uint8_t jf;
+        uint32_t k;
+    } code[] = {
+        {0x20, 0, 0, 0xfffff000u + 36}, /* A = CPU (SKF_AD_OFF + SKF_AD_CPU) */
+        {0x94, 0, 0, sockets},          /* A = A % sockets                   */
+        {0x16, 0, 0, 0},                /* return A                          */
+    };
+    struct {
+        uint16_t n;
+        struct instruction *code;
+    } program = {3, code};
+    return netsrv__sys_setsockopt(fd, SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, &program,
+                                  sizeof program);
+#else
+    (void)fd;
+    (void)sockets;
+    errno = ENOPROTOOPT;
+    return -1;
+#endif
+}
+
+static uint16_t netsrv__net_listener_port(const netsrv__listener *ln) {
+    const netsrv__addr a = netsrv__net_addr(&ln->sa);
+    return a.port;
+}
+
+/* Closes what is open; the path of a unix socket goes only if it is still ours. */
+static void netsrv__net_close_listener(netsrv__listener *ln) {
+    struct stat st;
+    const char *path = ((const struct sockaddr_un *)&ln->sa)->sun_path;
+    if (ln->bound_path && netsrv__sys_lstat(path, &st) == 0 && st.st_dev == ln->path_dev &&
+        st.st_ino == ln->path_ino) {
+        netsrv__sys_unlink(path);
+    }
+    ln->bound_path = false;
+    for (unsigned i = 0; i < ln->fd_count; i++) {
+        if (ln->fds[i] >= 0) {
+            netsrv__sys_close(ln->fds[i]);
+            ln->fds[i] = -1;
+        }
+    }
+}
+
+static const char *netsrv__net_remedy(int sys_errno) {
+    switch (sys_errno) {
+    case EADDRINUSE:
+        return "; another server has it: stop that one, or take another port (0 finds a free one)";
+    case EACCES:
+    case EPERM:
+        return "; take a port above 1023, or a path you may write to";
+    case EADDRNOTAVAIL:
+        return "; this machine has no such address";
+    case EMFILE:
+    case ENFILE:
+        return "; raise the limit of open descriptors";
+    case EAFNOSUPPORT:
+        return "; this system does not have that kind of address";
+    default:
+        return "";
+    }
+}
+
+/* All sockets of a listener, or none and an error. */
+static netsrv_result netsrv__net_open_listener(const netsrv_config *cfg, netsrv__listener *ln,
+                                               netsrv_error *error) {
+    for (unsigned i = 0; i < ln->fd_count; i++) {
+        ln->fds[i] = netsrv__net_open_one(cfg, ln, i == 0);
+        if (ln->fds[i] < 0) {
+            const int saved = errno;
+            netsrv__net_close_listener(ln);
+            return netsrv__log_error(error, NETSRV_SYSTEM, saved, "cannot listen on %s: %s%s",
+                                     ln->text, strerror(saved), netsrv__net_remedy(saved));
+        }
+        if (i == 0) {
+            netsrv__net_learn(ln, ln->fds[0]);
+        }
+    }
+    if (cfg->accept == NETSRV_ACCEPT_REUSEPORT && cfg->steer_by_cpu == NETSRV_ENABLE &&
+        netsrv__net_steer(ln->fds[0], ln->fd_count) != 0) {
+        const int saved = errno;
+        netsrv__net_close_listener(ln);
+        return netsrv__log_error(error, NETSRV_SYSTEM, saved,
+                                 "steer_by_cpu on %s: %s; leave it off on this system", ln->text,
+                                 strerror(saved));
+    }
+    return NETSRV_OK;
+}
+
+/* ---- errno of accept ---- */
+
+typedef enum netsrv__net_verdict {
+    NETSRV__ACCEPT_DRAINED,  /* nothing left                             */
+    NETSRV__ACCEPT_RETRY,    /* that client is gone, the next may be fine */
+    NETSRV__ACCEPT_RESOURCE, /* no descriptors or memory: pause           */
+    NETSRV__ACCEPT_BROKEN    /* the listener itself                       */
+} netsrv__net_verdict;
+
+/* accept(2): Linux also reports errors that are already pending on the new socket. */
+static netsrv__net_verdict netsrv__net_accept_verdict(int sys_errno) {
+    switch (sys_errno) {
+    case EAGAIN:
+#if EWOULDBLOCK != EAGAIN
+    case EWOULDBLOCK:
+#endif
+        return NETSRV__ACCEPT_DRAINED;
+    case EMFILE:
+    case ENFILE:
+    case ENOBUFS:
+    case ENOMEM:
+        return NETSRV__ACCEPT_RESOURCE;
+    case EBADF:
+    case EINVAL:
+    case ENOTSOCK:
+    case EFAULT:
+    case ENOSYS:
+        return NETSRV__ACCEPT_BROKEN;
+    default:
+        return NETSRV__ACCEPT_RETRY;
+    }
+}
+
+/* ========================================================================== *
+ *  [slab] The connections of one worker: slot + generation, stale names are harmless
+ *  uses:   mem
+ *  thread: owner
+ * ========================================================================== */
+
+static netsrv_conn *netsrv__slab_at(const netsrv__slab *slab, uint32_t slot) {
+    return &slab->chunks[slot / NETSRV__SLAB_CHUNK][slot % NETSRV__SLAB_CHUNK];
+}
+
+static bool netsrv__slab_widen(netsrv__slab *slab, const netsrv_config *cfg) {
+    const unsigned cap = slab->chunk_cap == 0 ? 16 : slab->chunk_cap * 2;
+    netsrv_conn **chunks = netsrv__mem_resize(cfg, slab->chunks,
+                                              slab->chunk_cap * sizeof *slab->chunks,
+                                              cap * sizeof *slab->chunks);
+    if (chunks == NULL) {
+        return false;
+    }
+    slab->chunks = chunks;
+    slab->chunk_cap = cap;
+    return true;
+}
+
+static bool netsrv__slab_grow(netsrv__slab *slab, netsrv__worker *w) {
+    const netsrv_config *cfg = w->cfg;
+    if (slab->chunk_count * NETSRV__SLAB_CHUNK >= NETSRV__SLAB_MAX) {
+        return false;
+    }
+    if (slab->chunk_count == slab->chunk_cap && !netsrv__slab_widen(slab, cfg)) {
+        return false;
+    }
+    netsrv_conn *chunk = netsrv__mem_zeroed(cfg, NETSRV__SLAB_CHUNK, sizeof *chunk);
+    if (chunk == NULL) {
+        return false;
+    }
+    for (unsigned i = NETSRV__SLAB_CHUNK; i-- > 0;) {
+        chunk[i].worker = w;
+        chunk[i].gen = 1;
+        chunk[i].slot = slab->chunk_count * NETSRV__SLAB_CHUNK + i;
+        chunk[i].grave_next = slab->free;
+        slab->free = &chunk[i];
+    }
+    slab->chunks[slab->chunk_count++] = chunk;
+    return true;
+}
+
+/* A connection whose fields but worker, slot and generation are zero; NULL without memory. */
+static netsrv_conn *netsrv__slab_alloc(netsrv__slab *slab, netsrv__worker *w) {
+    if (slab->free == NULL && !netsrv__slab_grow(slab, w)) {
+        return NULL;
+    }
+    netsrv_conn *c = slab->free;
+    slab->free = c->grave_next;
+    c->grave_next = NULL;
+    slab->live++;
+    NETSRV_ASSERT(c->state == NETSRV__FREE);
+    return c;
+}
+
+/* From here on, the old id and the old token name nobody. */
+static void netsrv__slab_free(netsrv__slab *slab, netsrv_conn *c) {
+    netsrv__worker *w = c->worker;
+    const uint32_t slot = c->slot;
+    const uint32_t gen = c->gen + 1 != 0 ? c->gen + 1 : 1;
+    NETSRV_ASSERT(slab->live > 0);
+    memset(c, 0, sizeof *c);
+    c->worker = w;
+    c->slot = slot;
+    c->gen = gen;
+    c->grave_next = slab->free;
+    slab->free = c;
+    slab->live--;
+}
+
+/* NULL unless the connection of that generation exists. */
+static netsrv_conn *netsrv__slab_find(const netsrv__slab *slab, uint32_t slot, uint32_t gen) {
+    if (slot >= slab->chunk_count * NETSRV__SLAB_CHUNK) {
+        return NULL;
+    }
+    netsrv_conn *c = netsrv__slab_at(slab, slot);
+    return c->gen == gen && c->state != NETSRV__FREE ? c : NULL;
+}
+
+static void netsrv__slab_discard(netsrv__slab *slab, const netsrv_config *cfg) {
+    for (unsigned i = 0; i < slab->chunk_count; i++) {
+        netsrv__mem_free(cfg, slab->chunks[i], NETSRV__SLAB_CHUNK * sizeof(netsrv_conn));
+    }
+    netsrv__mem_free(cfg, slab->chunks, slab->chunk_cap * sizeof *slab->chunks);
+    memset(slab, 0, sizeof *slab);
+}
+
+/* ========================================================================== *
+ *  [out] Unsent bytes in chunks, counted against the server's limit
+ *  uses:   mem util
+ *  thread: owner; chunk_new and chunk_free any
+ * ========================================================================== */
+
+/* NULL without memory, or with *full set when the server's limit is met. */
+static netsrv__chunk *netsrv__out_chunk_new(netsrv_server *srv, size_t cap, bool *full) {
+    const uint64_t max = srv->cfg.server_queue_max_bytes;
+    const size_t before = atomic_fetch_add_explicit(&srv->queued, cap, memory_order_relaxed);
+    *full = max != NETSRV_OFF && (uint64_t)before + cap > max;
+    netsrv__chunk *chunk = *full ? NULL : netsrv__mem_alloc(&srv->cfg, sizeof *chunk + cap);
+    if (chunk == NULL) {
+        atomic_fetch_sub_explicit(&srv->queued, cap, memory_order_relaxed);
+        return NULL;
+    }
+    memset(chunk, 0, sizeof *chunk);
+    chunk->cap = cap;
+    return chunk;
+}
+
+static void netsrv__out_chunk_free(netsrv_server *srv, netsrv__chunk *chunk) {
+    atomic_fetch_sub_explicit(&srv->queued, chunk->cap, memory_order_relaxed);
+    netsrv__mem_free(&srv->cfg, chunk, sizeof *chunk + chunk->cap);
+}
+
+static void netsrv__out_link(netsrv__out *out, netsrv__chunk *chunk) {
+    if (out->tail == NULL) {
+        out->head = chunk;
+    } else {
+        out->tail->next = chunk;
+    }
+    out->tail = chunk;
+    out->bytes += chunk->end - chunk->begin;
+}
+
+/* As much as fits into the last chunk. */
+static size_t netsrv__out_fill(netsrv__out *out, const void *data, size_t n) {
+    netsrv__chunk *tail = out->tail;
+    if (tail == NULL) {
+        return 0;
+    }
+    n = netsrv__util_min(n, tail->cap - tail->end);
+    memcpy(tail->bytes + tail->end, data, n);
+    tail->end += n;
+    out->bytes += n;
+    return n;
+}
+
+/* All or nothing; false as netsrv__out_chunk_new. Chunks grow with the queue, so that few small
+ * sends cost little memory and many cost few allocations. */
+static bool netsrv__out_append(netsrv_server *srv, netsrv__out *out, const void *data, size_t n,
+                               bool *full) {
+    const size_t room = out->tail != NULL ? out->tail->cap - out->tail->end : 0;
+    netsrv__chunk *chunk = NULL;
+    *full = false;
+    if (n > room) {
+        const size_t want = netsrv__util_max(n - room, NETSRV__OUT_MIN);
+        const size_t usual = netsrv__util_min(out->bytes, NETSRV__OUT_MAX);
+        chunk = netsrv__out_chunk_new(srv, netsrv__util_max(want, usual), full);
+        if (chunk == NULL) {
+            return false;
+        }
+    }
+    const size_t filled = netsrv__out_fill(out, data, n);
+    if (chunk != NULL) {
+        memcpy(chunk->bytes, (const unsigned char *)data + filled, n - filled);
+        chunk->end = n - filled;
+        netsrv__out_link(out, chunk);
+    }
+    return true;
+}
+
+/* Takes the chunk over; a small one is copied into the room that the last one has. */
+static void netsrv__out_adopt(netsrv_server *srv, netsrv__out *out, netsrv__chunk *chunk) {
+    const size_t n = chunk->end - chunk->begin;
+    if (out->tail != NULL && n <= out->tail->cap - out->tail->end) {
+        netsrv__out_fill(out, chunk->bytes + chunk->begin, n);
+        netsrv__out_chunk_free(srv, chunk);
+        return;
+    }
+    netsrv__out_link(out, chunk);
+}
+
+static int netsrv__out_iov(const netsrv__out *out, struct iovec *iov, int cap) {
+    int n = 0;
+    for (netsrv__chunk *k = out->head; k != NULL && n < cap; k = k->next) {
+        iov[n].iov_base = k->bytes + k->begin;
+        iov[n].iov_len = k->end - k->begin;
+        n++;
+    }
+    return n;
+}
+
+static void netsrv__out_consume(netsrv_server *srv, netsrv__out *out, size_t n) {
+    NETSRV_ASSERT(n <= out->bytes);
+    out->bytes -= n;
+    while (out->head != NULL && n >= out->head->end - out->head->begin) {
+        netsrv__chunk *done = out->head;
+        n -= done->end - done->begin;
+        out->head = done->next;
+        netsrv__out_chunk_free(srv, done);
+    }
+    if (out->head == NULL) {
+        out->tail = NULL;
+        return;
+    }
+    out->head->begin += n;
+}
+
+static void netsrv__out_discard(netsrv_server *srv, netsrv__out *out) {
+    while (out->head != NULL) {
+        netsrv__chunk *done = out->head;
+        out->head = done->next;
+        netsrv__out_chunk_free(srv, done);
+    }
+    out->tail = NULL;
+    out->bytes = 0;
+}
+
+/* ========================================================================== *
+ *  [timer] Deadlines on a hierarchical wheel (Varghese and Lauck, 1987)
+ *  uses:   sys util
+ *  thread: owner
+ * ========================================================================== */
+
+/* Level k has 64 slots of 64^k milliseconds. A timer sits on the lowest level whose slots can still
+ * tell it from `now`, and moves down when its slot is reached: start and stop are O(1), and a
+ * million armed timers cost nothing until they are due. */
+
+static void netsrv__timer_init(netsrv__wheel *wheel, uint64_t now_ms) {
+    memset(wheel, 0, sizeof *wheel);
+    wheel->now_ms = now_ms;
+    for (unsigned level = 0; level < NETSRV__WHEEL_LEVELS; level++) {
+        for (unsigned slot = 0; slot < NETSRV__WHEEL_SLOTS; slot++) {
+            netsrv__util_list_init(&wheel->slots[level][slot]);
+        }
+    }
+}
+
+static unsigned netsrv__timer_level(uint64_t now_ms, uint64_t deadline_ms) {
+    const uint64_t differ = now_ms ^ deadline_ms;
+    unsigned level = 0;
+    while (level + 1 < NETSRV__WHEEL_LEVELS &&
+           (differ >> ((level + 1) * NETSRV__WHEEL_BITS)) != 0) {
+        level++;
+    }
+    return level;
+}
+
+static unsigned netsrv__timer_slot(unsigned level, uint64_t time_ms) {
+    return (unsigned)(time_ms >> (level * NETSRV__WHEEL_BITS)) & (NETSRV__WHEEL_SLOTS - 1);
+}
+
+static bool netsrv__timer_armed(const netsrv__timer *t) {
+    return t->link.next != NULL;
+}
+
+/* A deadline that has passed is put to the next millisecond; one beyond the wheel comes back
+ * early from it and is put in again by whoever takes expired timers. */
+static void netsrv__timer_start(netsrv__wheel *wheel, netsrv__timer *t, uint64_t deadline_ms) {
+    const uint64_t span = UINT64_C(1) << (NETSRV__WHEEL_LEVELS * NETSRV__WHEEL_BITS);
+    uint64_t at = deadline_ms > wheel->now_ms ? deadline_ms : wheel->now_ms + 1;
+    NETSRV_ASSERT(!netsrv__timer_armed(t));
+    t->deadline_ms = deadline_ms;
+    if (at - wheel->now_ms >= span / 2) {
+        at = wheel->now_ms + span / 2;
+    }
+    const unsigned level = netsrv__timer_level(wheel->now_ms, at);
+    const unsigned slot = netsrv__timer_slot(level, at);
+    netsrv__util_list_append(&wheel->slots[level][slot], &t->link);
+    wheel->used[level] |= UINT64_C(1) << slot;
+    wheel->count++;
+}
+
+static void netsrv__timer_stop(netsrv__wheel *wheel, netsrv__timer *t) {
+    if (!netsrv__timer_armed(t)) {
+        return;
+    }
+    netsrv__util_list_remove(&t->link);
+    wheel->count--;
+}
+
+/* The first moment, after `now`, at which a slot of the level may hold something. */
+static uint64_t netsrv__timer_next_on(netsrv__wheel *wheel, unsigned level) {
+    const unsigned shift = level * NETSRV__WHEEL_BITS;
+    const unsigned here = netsrv__timer_slot(level, wheel->now_ms);
+    for (;;) {
+        if (wheel->used[level] == 0) {
+            return UINT64_MAX;
+        }
+        /* Rotated so that bit 0 is the slot after this one. */
+        const unsigned turn = (here + 1) % NETSRV__WHEEL_SLOTS;
+        const uint64_t bits = turn == 0 ? wheel->used[level]
+                                        : netsrv__util_rotate(wheel->used[level], 64 - turn);
+        const unsigned ahead = netsrv__util_lowest_bit(bits) + 1;
+        const unsigned slot = (here + ahead) % NETSRV__WHEEL_SLOTS;
+        const netsrv__link *head = &wheel->slots[level][slot];
+        if (head->next != head) {
+            return ((wheel->now_ms >> shift) + ahead) << shift;
+        }
+        wheel->used[level] &= ~(UINT64_C(1) << slot);
+    }
+}
+
+/* When the wheel wants to be looked at again; UINT64_MAX if it is empty. */
+static uint64_t netsrv__timer_next(netsrv__wheel *wheel) {
+    uint64_t first = UINT64_MAX;
+    if (wheel->count == 0) {
+        return first;
+    }
+    for (unsigned level = 0; level < NETSRV__WHEEL_LEVELS; level++) {
+        const uint64_t at = netsrv__timer_next_on(wheel, level);
+        first = at < first ? at : first;
+    }
+    return first;
+}
+
+/* Moves the timers of a slot that was reached: to `expired` if due, else to a lower level. */
+static void netsrv__timer_spill(netsrv__wheel *wheel, unsigned level, netsrv__link *expired) {
+    const unsigned slot = netsrv__timer_slot(level, wheel->now_ms);
+    netsrv__link *head = &wheel->slots[level][slot];
+    netsrv__link *node = head->next;
+    netsrv__util_list_init(head);
+    wheel->used[level] &= ~(UINT64_C(1) << slot);
+    while (node != head) {
+        netsrv__link *next = node->next;
+        netsrv__timer *t = (netsrv__timer *)(void *)((char *)node - offsetof(netsrv__timer, link));
+        t->link.next = NULL;
+        t->link.prev = NULL;
+        wheel->count--;
+        if (level == 0 || t->deadline_ms <= wheel->now_ms) {
+            netsrv__util_list_append(expired, &t->link);
+            wheel->count++; /* until somebody stops it */
+        } else {
+            netsrv__timer_start(wheel, t, t->deadline_ms);
+        }
+        node = next;
+    }
+}
+
+/* Advances to now_ms; due timers move to `expired`, still counted: netsrv__timer_stop takes each
+ * off that list again. */
+static void netsrv__timer_advance(netsrv__wheel *wheel, uint64_t now_ms, netsrv__link *expired) {
+    for (;;) {
+        const uint64_t at = netsrv__timer_next(wheel);
+        if (at > now_ms) {
+            break;
+        }
+        wheel->now_ms = at;
+        for (unsigned level = NETSRV__WHEEL_LEVELS; level-- > 0;) {
+            const uint64_t below = (UINT64_C(1) << (level * NETSRV__WHEEL_BITS)) - 1;
+            if ((at & below) == 0) {
+                netsrv__timer_spill(wheel, level, expired);
+            }
+        }
+    }
+    if (now_ms > wheel->now_ms) {
+        wheel->now_ms = now_ms;
+    }
+}
+
+/* Every backend calls this right after its kernel wait: the turn begins here. */
+static void netsrv__timer_woke(netsrv__worker *w) {
+    w->own.turn_us = netsrv__sys_now_us();
+    w->own.now_ms = NETSRV_SEAM_CLOCK_MS(w->own.turn_us / 1000u);
+    w->own.turn_ms = w->own.now_ms;
+    atomic_store_explicit(&w->busy_since, (uint32_t)w->own.now_ms | 1u, memory_order_relaxed);
+}
+
+/* ========================================================================== *
+ *  [mailbox] Messages from any thread to one worker, and how it is woken
+ *  uses:   mem sys util
+ *  thread: post, wake_signal = any; the rest = owner
+ * ========================================================================== */
+
+static int netsrv__mailbox_wake_open(netsrv__wake *wake) {
+    int fds[2];
+    wake->read_fd = netsrv__sys_eventfd();
+    wake->write_fd = wake->read_fd;
+    if (wake->read_fd >= 0 || errno != ENOSYS) {
+        return wake->read_fd >= 0 ? 0 : -1;
+    }
+    if (netsrv__sys_pipe(fds) != 0) {
+        return -1;
+    }
+    wake->read_fd = fds[0];
+    wake->write_fd = fds[1];
+    return 0;
+}
+
+static void netsrv__mailbox_wake_close(netsrv__wake *wake) {
+    if (wake->read_fd >= 0) {
+        netsrv__sys_close(wake->read_fd);
+    }
+    if (wake->write_fd >= 0 && wake->write_fd != wake->read_fd) {
+        netsrv__sys_close(wake->write_fd);
+    }
+    wake->read_fd = -1;
+    wake->write_fd = -1;
+}
+
+/* Also in signal handlers. A full pipe or eventfd means that a wake-up is pending already. */
+static void netsrv__mailbox_wake_signal(const netsrv__wake *wake) {
+    const uint64_t one = 1;
+    for (int tries = 0; tries < 100; tries++) {
+        NETSRV_SEAM_POINT("wake");
+        if (netsrv__sys_write(wake->write_fd, &one, sizeof one) >= 0 || errno == EAGAIN) {
+            return;
+        }
+    }
+}
+
+static void netsrv__mailbox_wake_drain(const netsrv__wake *wake) {
+    uint64_t buffer[16];
+    while (netsrv__sys_read(wake->read_fd, buffer, sizeof buffer) == (ssize_t)sizeof buffer) {
+    }
+}
+
+static bool netsrv__mailbox_grow(netsrv__mailbox *box, const netsrv_config *cfg) {
+    const size_t cap = box->cap == 0 ? 64 : box->cap * 2;
+    netsrv__msg *bigger = netsrv__mem_resize(cfg, box->filling, box->cap * sizeof *bigger,
+                                             cap * sizeof *bigger);
+    if (bigger == NULL) {
+        return false;
+    }
+    box->filling = bigger;
+    box->cap = cap;
+    return true;
+}
+
+static netsrv_result netsrv__mailbox_append(netsrv__mailbox *box, const netsrv_config *cfg,
+                                            const netsrv__msg *msg, bool force) {
+    if (!box->open) {
+        return NETSRV_STOPPED;
+    }
+    if (!force && box->count >= cfg->mailbox_max_count) {
+        return NETSRV_QUEUE_FULL;
+    }
+    if (box->count == box->cap && !netsrv__mailbox_grow(box, cfg)) {
+        return NETSRV_NO_MEMORY;
+    }
+    box->filling[box->count++] = *msg;
+    atomic_store_explicit(&box->waiting, true, memory_order_relaxed);
+    return NETSRV_OK;
+}
+
+/* One wake-up for each change from empty to not empty. `force` ignores the limit: for an acceptor,
+ * which cannot keep a connection itself. */
+static netsrv_result netsrv__mailbox_post(netsrv__worker *to, const netsrv__msg *msg, bool force) {
+    netsrv__mailbox *box = &to->mailbox;
+    NETSRV_SEAM_POINT("post");
+    pthread_mutex_lock(&box->lock);
+    const bool empty = box->count == 0;
+    const netsrv_result result = netsrv__mailbox_append(box, to->cfg, msg, force);
+    pthread_mutex_unlock(&box->lock);
+    NETSRV_SEAM_POINT("posted");
+    if (result == NETSRV_OK && empty) {
+        /* The owner sees this message, or the wake-up, or both: never neither. */
+        netsrv__mailbox_wake_signal(&to->group->wake);
+    }
+    return result;
+}
+
+/* Takes everything out; the messages are valid until the next call. A message that is missed by
+ * the look without the lock comes with a wake-up. */
+static size_t netsrv__mailbox_take(netsrv__mailbox *box, netsrv__msg **msgs) {
+    if (!atomic_load_explicit(&box->waiting, memory_order_relaxed)) {
+        return 0;
+    }
+    pthread_mutex_lock(&box->lock);
+    netsrv__msg *taken = box->filling;
+    const size_t cap = box->cap;
+    const size_t count = box->count;
+    if (count != 0) {
+        box->filling = box->draining;
+        box->cap = box->draining_cap;
+        box->draining = taken;
+        box->draining_cap = cap;
+        box->count = 0;
+    }
+    atomic_store_explicit(&box->waiting, false, memory_order_relaxed);
+    pthread_mutex_unlock(&box->lock);
+    *msgs = box->draining;
+    return count;
+}
+
+/* Refuses later posts; false while something is still waiting inside. */
+static bool netsrv__mailbox_close(netsrv__mailbox *box) {
+    pthread_mutex_lock(&box->lock);
+    const bool empty = box->count == 0;
+    box->open = box->open && !empty;
+    pthread_mutex_unlock(&box->lock);
+    return empty;
+}
+
+static void netsrv__mailbox_reopen(netsrv__mailbox *box) {
+    pthread_mutex_lock(&box->lock);
+    box->open = true;
+    pthread_mutex_unlock(&box->lock);
+}
+
+static void netsrv__mailbox_discard(netsrv__mailbox *box, const netsrv_config *cfg) {
+    netsrv__mem_free(cfg, box->filling, box->cap * sizeof *box->filling);
+    netsrv__mem_free(cfg, box->draining, box->draining_cap * sizeof *box->draining);
+    pthread_mutex_destroy(&box->lock);
+}
+
+/* ========================================================================== *
+ *  [frame] Where a line ends
+ *  uses:   -
+ *  thread: any
+ * ========================================================================== */
+
+typedef enum netsrv__frame_found {
+    NETSRV__FRAME_LINE,    /* *line bytes, then *end bytes of line end */
+    NETSRV__FRAME_MORE,    /* no line end yet                          */
+    NETSRV__FRAME_TOO_LONG /* longer than max                          */
+} netsrv__frame_found;
+
+/* LF ends a line, CR LF as well; every other byte is the line's. `scanned` bytes are known to hold
+ * no LF, so that a line which trickles in is not searched again from its start. */
+static netsrv__frame_found netsrv__frame_line(const unsigned char *data, size_t n, size_t scanned,
+                                              size_t max, size_t *line, size_t *end) {
+    const unsigned char *lf = n > scanned ? memchr(data + scanned, '\n', n - scanned) : NULL;
+    if (lf == NULL) {
+        const size_t held = n > 0 && data[n - 1] == '\r' ? n - 1 : n;
+        return held > max ? NETSRV__FRAME_TOO_LONG : NETSRV__FRAME_MORE;
+    }
+    *line = (size_t)(lf - data);
+    *end = 1;
+    if (*line > 0 && data[*line - 1] == '\r') {
+        *line -= 1;
+        *end = 2;
+    }
+    return *line > max ? NETSRV__FRAME_TOO_LONG : NETSRV__FRAME_LINE;
+}
+
+/* ========================================================================== *
+ *  [conn] The connection: states, input to the program, output to the backend
+ *  uses:   mem util sys net slab out timer frame
+ *  thread: owner
+ * ========================================================================== */
+
+#define NETSRV__STEP(state) (1u << (state))
+static const uint8_t netsrv__conn_steps[NETSRV__STATE_COUNT] = {
+    [NETSRV__FREE] = NETSRV__STEP(NETSRV__OPEN),
+    [NETSRV__OPEN] = NETSRV__STEP(NETSRV__HALF) | NETSRV__STEP(NETSRV__DRAINING) |
+                     NETSRV__STEP(NETSRV__CLOSING),
+    [NETSRV__HALF] = NETSRV__STEP(NETSRV__DRAINING) | NETSRV__STEP(NETSRV__CLOSING),
+    [NETSRV__DRAINING] = NETSRV__STEP(NETSRV__LINGERING) | NETSRV__STEP(NETSRV__CLOSING),
+    [NETSRV__LINGERING] = NETSRV__STEP(NETSRV__CLOSING),
+    [NETSRV__CLOSING] = NETSRV__STEP(NETSRV__DEAD),
+    [NETSRV__DEAD] = 0, /* the slab makes it FREE */
+};
+
+static void netsrv__conn_set_state(netsrv_conn *c, netsrv__state state) {
+    NETSRV_ASSERT((netsrv__conn_steps[c->state] & NETSRV__STEP(state)) != 0);
+    c->state = state;
+}
+
+static netsrv_id netsrv__conn_id(const netsrv_conn *c) {
+    return (netsrv_id)c->gen << 32 | (netsrv_id)c->worker->index << 22 | c->slot;
+}
+
+static uint64_t netsrv__conn_token(const netsrv_conn *c) {
+    return (uint64_t)c->gen << 32 | (uint64_t)c->slot << 3 | NETSRV__TOKEN_CONN;
+}
+
+/* NULL for a late event: the connection of that generation is gone. */
+static NETSRV__HOT netsrv_conn *netsrv__conn_of_token(netsrv__worker *w, uint64_t token) {
+    netsrv_conn *c = netsrv__slab_at(&w->own.slab, (uint32_t)token >> 3);
+    return NETSRV__LIKELY(c->gen == (uint32_t)(token >> 32)) ? c : NULL;
+}
+
+static netsrv_conn *netsrv__conn_of_id(netsrv__worker *w, netsrv_id id) {
+    return netsrv__slab_find(&w->own.slab, (uint32_t)id & (NETSRV__SLAB_MAX - 1),
+                             (uint32_t)(id >> 32));
+}
+
+static void netsrv__conn_mark_dirty(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->flags & NETSRV__DIRTY) == 0) {
+        c->flags |= NETSRV__DIRTY;
+        c->dirty_next = w->own.dirty;
+        w->own.dirty = c;
+    }
+}
+
+/* The first reason is the one that the program is told. */
+static void netsrv__conn_note_reason(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
+    if (c->reason == NETSRV_CLOSE_COUNT) {
+        c->reason = (uint8_t)reason;
+        c->sys_errno = sys_errno;
+    }
+}
+
+/* Nothing that the present callback sends may point into its input any more: order, or a state in
+ * which sending is refused, sends it the long way. */
+static void netsrv__conn_stop_lending(netsrv__worker *w, const netsrv_conn *c) {
+    if (w->own.current == c) {
+        w->own.lent_bytes = 0;
+    }
+}
+
+/* The end, without waiting for anything: the next settle detaches it. */
+static void netsrv__conn_end(netsrv__worker *w, netsrv_conn *c, netsrv_close_reason reason,
+                             int sys_errno) {
+    NETSRV__ASSERT_OWNER(w);
+    if (c->state >= NETSRV__CLOSING) {
+        return;
+    }
+    netsrv__conn_note_reason(c, reason, sys_errno);
+    netsrv__conn_stop_lending(w, c);
+    netsrv__conn_set_state(c, NETSRV__CLOSING);
+    netsrv__conn_mark_dirty(w, c);
+}
+
+static void netsrv__conn_reset(netsrv__worker *w, netsrv_conn *c, netsrv_close_reason reason) {
+    if (c->state < NETSRV__CLOSING) {
+        c->flags |= NETSRV__RESET;
+    }
+    netsrv__conn_end(w, c, reason, 0);
+}
+
+/* The socket reported an error. A close that had data left to send did not succeed, and the program
+ * is told so. */
+static void netsrv__conn_fail(netsrv__worker *w, netsrv_conn *c, int sys_errno) {
+    if (c->state == NETSRV__DRAINING && c->out.bytes + c->sending != 0) {
+        c->reason = NETSRV_CLOSE_COUNT;
+    }
+    c->flags |= NETSRV__BROKEN;
+    netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, sys_errno);
+}
+
+/* The orderly end: flush, FIN, linger. */
+static void netsrv__conn_close(netsrv__worker *w, netsrv_conn *c, netsrv_close_reason reason) {
+    NETSRV__ASSERT_OWNER(w);
+    if (c->state > NETSRV__HALF) {
+        return;
+    }
+    netsrv__conn_note_reason(c, reason, 0);
+    netsrv__conn_stop_lending(w, c);
+    netsrv__conn_set_state(c, NETSRV__DRAINING);
+    c->flags &= ~(uint32_t)(NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__RESHOW);
+    c->limit_ms = 0;
+    netsrv__conn_mark_dirty(w, c);
+}
+
+/* ---- output ---- */
+
+static bool netsrv__conn_can_send(const netsrv_conn *c) {
+    return (c->state == NETSRV__OPEN || c->state == NETSRV__HALF) &&
+           (c->flags & NETSRV__FIN_WANTED) == 0;
+}
+
+/* HIGH when the queue has passed the mark; on_drain is owed from then on. */
+static NETSRV__HOT netsrv_result netsrv__conn_mark_high(netsrv__worker *w, netsrv_conn *c, size_t queued) {
+    if (NETSRV__LIKELY(queued <= w->cfg->high_mark_bytes)) {
+        return NETSRV_OK;
+    }
+    c->flags |= NETSRV__HIGH_MARK;
+    return NETSRV_HIGH;
+}
+
+/* Copies to the queue. A connection that cannot have its bytes ends: a stream has no holes. */
+NETSRV__COLD
+static netsrv_result netsrv__conn_append(netsrv__worker *w, netsrv_conn *c, const void *data,
+                                         size_t n) {
+    bool full = false;
+    if (c->state >= NETSRV__CLOSING) {
+        return NETSRV_GONE;
+    }
+    if (netsrv__out_append(w->srv, &c->out, data, n, &full)) {
+        netsrv__conn_stop_lending(w, c);
+        netsrv__conn_mark_dirty(w, c);
+        return NETSRV_OK;
+    }
+    netsrv__conn_reset(w, c, full ? NETSRV_CLOSE_SERVER_FULL : NETSRV_CLOSE_NO_MEMORY);
+    return full ? NETSRV_QUEUE_FULL : NETSRV_NO_MEMORY;
+}
+
+/* The reply that a callback gave: sent from where it lies, and only what the backend hands back
+ * through netsrv__conn_on_unsent is copied. */
+static NETSRV__HOT void netsrv__conn_flush_reply(netsrv__worker *w, netsrv_conn *c) {
+    const size_t n = w->own.reply_bytes;
+    if (n == 0) {
+        return;
+    }
+    w->own.reply_bytes = 0;
+    if (NETSRV__LIKELY(c->out.bytes == 0 &&
+                       (c->flags & (NETSRV__BLOCKED | NETSRV__RESET | NETSRV__BROKEN)) == 0)) {
+        w->io->reply(w, c, w->own.reply, n);
+        return;
+    }
+    netsrv__conn_append(w, c, w->own.reply, n);
+}
+
+/* A part of what the program was shown, right behind what it has sent of it already. */
+static NETSRV__HOT bool netsrv__conn_lend(netsrv__worker *w, const unsigned char *data, size_t n) {
+    const uintptr_t at = (uintptr_t)data - (uintptr_t)w->own.lent;
+    if (at >= w->own.lent_bytes || n > w->own.lent_bytes - at) {
+        return false;
+    }
+    if (w->own.reply_bytes == 0) {
+        w->own.reply = data;
+        w->own.reply_bytes = n;
+        return true;
+    }
+    if (w->own.reply == w->own.reply_buffer || w->own.reply + w->own.reply_bytes != data) {
+        return false;
+    }
+    w->own.reply_bytes += n;
+    return true;
+}
+
+/* Gathers small replies of one callback, so that they leave in one call. */
+static bool netsrv__conn_gather(netsrv__worker *w, const void *data, size_t n) {
+    const size_t held = w->own.reply_bytes;
+    if (n > NETSRV__REPLY_BYTES || held > NETSRV__REPLY_BYTES - n) {
+        return false;
+    }
+    if (w->own.reply_buffer == NULL) {
+        w->own.reply_buffer = netsrv__mem_alloc(w->cfg, NETSRV__REPLY_BYTES);
+        if (w->own.reply_buffer == NULL) {
+            return false;
+        }
+    }
+    if (held != 0 && w->own.reply != w->own.reply_buffer) {
+        memcpy(w->own.reply_buffer, w->own.reply, held);
+    }
+    w->own.reply = w->own.reply_buffer;
+    memcpy(w->own.reply_buffer + held, data, n);
+    w->own.reply_bytes = held + n;
+    return true;
+}
+
+static size_t netsrv__conn_queued(const netsrv__worker *w, const netsrv_conn *c) {
+    return c->out.bytes + (w->own.current == c ? w->own.reply_bytes : 0);
+}
+
+/* The reply so far goes to the queue first, to keep the order. */
+static netsrv_result netsrv__conn_spill(netsrv__worker *w, netsrv_conn *c) {
+    const size_t n = w->own.current == c ? w->own.reply_bytes : 0;
+    if (n == 0) {
+        return NETSRV_OK;
+    }
+    w->own.reply_bytes = 0;
+    return netsrv__conn_append(w, c, w->own.reply, n);
+}
+
+static netsrv_result netsrv__conn_admit_output(netsrv__worker *w, netsrv_conn *c, size_t n) {
+    const size_t queued = netsrv__conn_queued(w, c);
+    if (queued <= w->cfg->queue_max_bytes && n <= w->cfg->queue_max_bytes - queued) {
+        return NETSRV_OK;
+    }
+    netsrv__conn_reset(w, c, NETSRV_CLOSE_QUEUE_FULL);
+    return NETSRV_QUEUE_FULL;
+}
+
+/* netsrv_send for everything that is not lent: refuses or copies. */
+NETSRV__COLD
+static netsrv_result netsrv__conn_queue(netsrv__worker *w, netsrv_conn *c, const void *data,
+                                        size_t n) {
+    if (!netsrv__conn_can_send(c)) {
+        return NETSRV_GONE;
+    }
+    netsrv_result result = netsrv__conn_admit_output(w, c, n);
+    if (result != NETSRV_OK || n == 0) {
+        return result;
+    }
+    if (w->own.current == c && c->out.bytes == 0 && netsrv__conn_gather(w, data, n)) {
+        return netsrv__conn_mark_high(w, c, w->own.reply_bytes);
+    }
+    result = netsrv__conn_spill(w, c);
+    if (result == NETSRV_OK) {
+        result = netsrv__conn_append(w, c, data, n);
+    }
+    return result == NETSRV_OK ? netsrv__conn_mark_high(w, c, c->out.bytes) : result;
+}
+
+/* Sends a chunk that came from another thread; it is used or freed. */
+static void netsrv__conn_send_chunk(netsrv__worker *w, netsrv_conn *c, netsrv__chunk *chunk) {
+    if (!netsrv__conn_can_send(c) ||
+        netsrv__conn_admit_output(w, c, chunk->end - chunk->begin) != NETSRV_OK) {
+        netsrv__out_chunk_free(w->srv, chunk);
+        return;
+    }
+    netsrv__out_adopt(w->srv, &c->out, chunk);
+    netsrv__conn_mark_high(w, c, c->out.bytes);
+    netsrv__conn_mark_dirty(w, c);
+}
+
+/* ---- results of the backend about output ---- */
+
+/* Bytes of a reply, which never were in the queue. */
+static NETSRV__HOT void netsrv__conn_on_replied(netsrv__worker *w, netsrv_conn *c, size_t n) {
+    w->own.bytes_out += n;
+    c->bytes_out += n;
+}
+
+/* The part of a reply that the kernel did not take. */
+static void netsrv__conn_on_unsent(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+                                   size_t n) {
+    netsrv__conn_append(w, c, data, n);
+}
+
+static void netsrv__conn_on_sent(netsrv__worker *w, netsrv_conn *c, size_t n, int sys_errno) {
+    NETSRV__ASSERT_OWNER(w);
+    if (sys_errno != 0) {
+        netsrv__conn_fail(w, c, sys_errno);
+        return;
+    }
+    netsrv__out_consume(w->srv, &c->out, n);
+    netsrv__conn_on_replied(w, c, n);
+    c->active_ms = w->own.now_ms;
+    c->stalled_ms = w->own.now_ms;
+}
+
+static void netsrv__conn_on_blocked(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->flags & NETSRV__BLOCKED) == 0) {
+        c->flags |= NETSRV__BLOCKED;
+        c->stalled_ms = w->own.now_ms;
+    }
+}
+
+/* ---- deadlines ---- */
+
+/* The rounding of the clock must not make a timeout early; see also netsrv__conn_restamp. */
+static uint64_t netsrv__conn_after(uint64_t since_ms, uint32_t timeout_ms) {
+    return since_ms + timeout_ms + 1;
+}
+
+static uint64_t netsrv__conn_idle_deadline(const netsrv_conn *c) {
+    if (c->idle_ms == NETSRV_OFF || c->state > NETSRV__HALF) {
+        return UINT64_MAX;
+    }
+    return netsrv__conn_after(c->active_ms + NETSRV__LONG_TURN_MS, c->idle_ms);
+}
+
+static uint64_t netsrv__conn_write_deadline(const netsrv__worker *w, const netsrv_conn *c) {
+    if (w->cfg->write_timeout_ms == NETSRV_OFF || (c->flags & NETSRV__BLOCKED) == 0) {
+        return UINT64_MAX;
+    }
+    return netsrv__conn_after(c->stalled_ms + NETSRV__LONG_TURN_MS, w->cfg->write_timeout_ms);
+}
+
+static uint64_t netsrv__conn_deadline(const netsrv__worker *w, const netsrv_conn *c) {
+    const uint64_t idle = netsrv__conn_idle_deadline(c);
+    const uint64_t write = netsrv__conn_write_deadline(w, c);
+    const uint64_t limit = c->limit_ms != 0 ? c->limit_ms : UINT64_MAX;
+    const uint64_t first = idle < write ? idle : write;
+    return first < limit ? first : limit;
+}
+
+/* Keeps the timer at or before the next deadline. Bytes move deadlines away, and that costs
+ * nothing: the timer finds out when it expires. */
+static void netsrv__conn_arm(netsrv__worker *w, netsrv_conn *c) {
+    const uint64_t deadline = netsrv__conn_deadline(w, c);
+    if (netsrv__timer_armed(&c->timer) && c->timer.deadline_ms <= deadline) {
+        return;
+    }
+    netsrv__timer_stop(&w->own.wheel, &c->timer);
+    if (deadline != UINT64_MAX) {
+        netsrv__timer_start(&w->own.wheel, &c->timer, deadline);
+    }
+}
+
+/* A limit in the present state, counted from the real present: `now` is the turn's beginning, and
+ * a callback may have taken seconds since. */
+static void netsrv__conn_limit(netsrv_conn *c, uint32_t timeout_ms) {
+    c->limit_ms = 0;
+    if (timeout_ms != NETSRV_OFF) {
+        c->limit_ms = netsrv__conn_after(netsrv__sys_now_ms(), timeout_ms);
+    }
+}
+
+static void netsrv__conn_limit_reached(netsrv__worker *w, netsrv_conn *c) {
+    c->limit_ms = 0;
+    if (c->state == NETSRV__DRAINING) {
+        c->reason = NETSRV_CLOSE_COUNT; /* the close did not succeed, and the program is told so */
+        netsrv__conn_reset(w, c, NETSRV_CLOSE_WRITE_TIMEOUT);
+    } else if (c->state == NETSRV__LINGERING) {
+        netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
+    } else {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_STOP);
+    }
+}
+
+static void netsrv__conn_on_timer(netsrv__worker *w, netsrv_conn *c) {
+    const uint64_t now = w->own.now_ms;
+    if (c->limit_ms != 0 && now >= c->limit_ms) {
+        netsrv__conn_limit_reached(w, c);
+    } else if (now >= netsrv__conn_write_deadline(w, c)) {
+        netsrv__conn_reset(w, c, NETSRV_CLOSE_WRITE_TIMEOUT);
+    } else if (now >= netsrv__conn_idle_deadline(c)) {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_IDLE);
+    }
+    if (c->state < NETSRV__CLOSING) {
+        netsrv__conn_arm(w, c);
+    }
+}
+
+/* After a long turn: what was stamped with its beginning may have happened at its end. */
+static void netsrv__conn_restamp(netsrv__worker *w, uint64_t from_ms, uint64_t to_ms) {
+    const netsrv__slab *slab = &w->own.slab;
+    for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
+        netsrv_conn *c = netsrv__slab_at(slab, slot);
+        c->active_ms = c->active_ms == from_ms ? to_ms : c->active_ms;
+        c->stalled_ms = c->stalled_ms == from_ms ? to_ms : c->stalled_ms;
+    }
+}
+
+/* ---- the end ---- */
+
+static void netsrv__conn_drop_input(netsrv__worker *w, netsrv_conn *c) {
+    if (c->input != NULL) {
+        netsrv__mem_free(w->cfg, c->input, sizeof *c->input + c->input->cap);
+        c->input = NULL;
+    }
+}
+
+static void netsrv__conn_close_fd(netsrv_conn *c) {
+    const struct linger now = {1, 0};
+    if ((c->flags & NETSRV__RESET) != 0) {
+        netsrv__sys_setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    } else if ((c->flags & (NETSRV__FIN_SENT | NETSRV__BROKEN)) == 0) {
+        /* close alone sends no FIN while a child process holds a duplicate. */
+        netsrv__sys_shutdown(c->fd, SHUT_RDWR);
+    }
+    netsrv__sys_close(c->fd);
+    c->fd = -1;
+}
+
+/* The backend holds nothing of `c` any more: the program is told, the descriptor closed. */
+static void netsrv__conn_on_detached(netsrv__worker *w, netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(w);
+    netsrv__timer_stop(&w->own.wheel, &c->timer);
+    netsrv__conn_set_state(c, NETSRV__DEAD);
+    if (w->cfg->on_close != NULL) {
+        w->cfg->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
+    }
+    netsrv__out_discard(w->srv, &c->out);
+    netsrv__conn_drop_input(w, c);
+    netsrv__conn_close_fd(c);
+    NETSRV__COUNT(w, closed, 1);
+    c->grave_next = w->own.dead;
+    w->own.dead = c;
+}
+
+/* ---- settle: what was recorded becomes so ---- */
+
+/* FIN is out. The peer may still be sending: a close now would answer with a reset, which destroys
+ * what it has not read yet (RFC 1122, 4.2.2.13). */
+static void netsrv__conn_linger(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->flags & NETSRV__PEER_DONE) != 0 || w->cfg->linger_timeout_ms == NETSRV_OFF) {
+        netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
+        return;
+    }
+    if ((c->flags & NETSRV__FIN_SENT) == 0) {
+        c->flags |= NETSRV__FIN_SENT;
+        if (netsrv__sys_shutdown(c->fd, SHUT_WR) != 0) {
+            netsrv__conn_fail(w, c, errno);
+            return;
+        }
+    }
+    netsrv__conn_set_state(c, NETSRV__LINGERING);
+    netsrv__conn_limit(c, w->cfg->linger_timeout_ms);
+}
+
+static void netsrv__conn_send_fin(netsrv__worker *w, netsrv_conn *c) {
+    c->flags |= NETSRV__FIN_SENT;
+    if (netsrv__sys_shutdown(c->fd, SHUT_WR) != 0) {
+        netsrv__conn_fail(w, c, errno);
+    }
+}
+
+/* At a stop: nothing received in part, nothing to send, and it had its chance to speak. */
+static bool netsrv__conn_quiet(const netsrv_conn *c) {
+    return c->state <= NETSRV__HALF && c->out.bytes + c->sending == 0 && c->input == NULL &&
+           (c->flags & (NETSRV__FRESH | NETSRV__PAUSED)) == 0;
+}
+
+static void netsrv__conn_step_close(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->flags & NETSRV__STOPPING) != 0 && netsrv__conn_quiet(c)) {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_STOP);
+    }
+    if (c->state == NETSRV__DRAINING || c->state == NETSRV__LINGERING) {
+        netsrv__conn_drop_input(w, c);
+    }
+    if (c->out.bytes + c->sending != 0) {
+        if (c->state == NETSRV__DRAINING && c->limit_ms == 0) {
+            netsrv__conn_limit(c, w->cfg->flush_timeout_ms);
+        }
+        return;
+    }
+    if (c->state == NETSRV__DRAINING) {
+        netsrv__conn_linger(w, c);
+        return;
+    }
+    if ((c->flags & (NETSRV__FIN_WANTED | NETSRV__FIN_SENT)) == NETSRV__FIN_WANTED) {
+        netsrv__conn_send_fin(w, c);
+    }
+    if (c->state == NETSRV__HALF && (c->flags & NETSRV__FIN_SENT) != 0) {
+        netsrv__conn_end(w, c, NETSRV_CLOSE_PEER, 0);
+    }
+}
+
+/* Before a callback: where a reply may point to. */
+static NETSRV__HOT void netsrv__conn_enter(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n) {
+    NETSRV_ASSERT(w->own.current == NULL && w->own.reply_bytes == 0);
+    w->own.current = c;
+    w->own.lent = data;
+    w->own.lent_bytes = n;
+    if (c->out.bytes != 0 || (c->flags & NETSRV__FIN_WANTED) != 0) {
+        w->own.lent_bytes = 0;
+    }
+}
+
+static NETSRV__HOT void netsrv__conn_leave(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__conn_flush_reply(w, c);
+    w->own.current = NULL;
+}
+
+/* ---- input ---- */
+
+static bool netsrv__conn_wants_input(const netsrv_conn *c) {
+    return c->state == NETSRV__OPEN && (c->flags & (NETSRV__PAUSED | NETSRV__HIGH_MARK)) == 0;
+}
+
+NETSRV__COLD
+static size_t netsrv__conn_show_lines(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+                                      size_t n, size_t *scanned) {
+    const netsrv_config *cfg = w->cfg;
+    size_t at = 0;
+    while (at < n && netsrv__conn_wants_input(c)) {
+        size_t line = 0;
+        size_t end = 0;
+        const netsrv__frame_found found = netsrv__frame_line(data + at, n - at, *scanned,
+                                                             cfg->input_max_bytes, &line, &end);
+        *scanned = 0;
+        if (found == NETSRV__FRAME_MORE) {
+            *scanned = n - at;
+            break;
+        }
+        if (found == NETSRV__FRAME_TOO_LONG) {
+            netsrv__conn_close(w, c, NETSRV_CLOSE_LINE_TOO_LONG);
+            break;
+        }
+        cfg->on_frame(c, data + at, cfg->keep_line_end == NETSRV_ENABLE ? line + end : line);
+        at += line + end;
+        if (w->own.reply_bytes >= NETSRV__REPLY_FLUSH) {
+            netsrv__conn_flush_reply(w, c);
+        }
+    }
+    return at;
+}
+
+/* Shows input to the program; returns how much of it is done with. */
+static NETSRV__HOT size_t netsrv__conn_show(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+                                size_t n, size_t *scanned) {
+    size_t used;
+    netsrv__conn_enter(w, c, data, n);
+    if (w->cfg->framing == NETSRV_FRAMING_LINE) {
+        used = netsrv__conn_show_lines(w, c, data, n, scanned);
+    } else {
+        used = netsrv__util_min(w->cfg->on_data(c, data, n), n);
+    }
+    netsrv__conn_leave(w, c);
+    return used;
+}
+
+static bool netsrv__conn_widen_input(netsrv__worker *w, netsrv_conn *c, size_t need) {
+    netsrv__input *old = c->input;
+    const size_t old_bytes = old != NULL ? sizeof *old + old->cap : 0;
+    const size_t cap = netsrv__util_max(need, old != NULL ? old->cap * 2 : 256);
+    netsrv__input *in = netsrv__mem_resize(w->cfg, old, old_bytes, sizeof *in + cap);
+    if (in == NULL) {
+        netsrv__conn_reset(w, c, NETSRV_CLOSE_NO_MEMORY);
+        return false;
+    }
+    if (old == NULL) {
+        memset(in, 0, sizeof *in);
+    }
+    in->cap = cap;
+    c->input = in;
+    return true;
+}
+
+/* Appends to the kept input. False if the connection had to end. */
+NETSRV__COLD
+static bool netsrv__conn_keep(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n) {
+    netsrv__input *in = c->input;
+    const size_t held = in != NULL ? in->end - in->begin : 0;
+    if (in != NULL && in->begin != 0) {
+        memmove(in->bytes, in->bytes + in->begin, held);
+        in->begin = 0;
+        in->end = held;
+    }
+    if ((in == NULL || in->cap - held < n) && !netsrv__conn_widen_input(w, c, held + n)) {
+        return false;
+    }
+    memcpy(c->input->bytes + held, data, n);
+    c->input->end = held + n;
+    return true;
+}
+
+/* Unframed input that the program leaves lying is limited; a line's length is seen to above. */
+static void netsrv__conn_limit_input(netsrv__worker *w, netsrv_conn *c) {
+    if (netsrv__conn_wants_input(c) && c->input != NULL &&
+        c->input->end - c->input->begin > w->cfg->input_max_bytes &&
+        w->cfg->framing == NETSRV_FRAMING_NONE) {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_INPUT_FULL);
+    }
+}
+
+static void netsrv__conn_show_kept(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__input *in = c->input;
+    const size_t used = netsrv__conn_show(w, c, in->bytes + in->begin, in->end - in->begin,
+                                          &in->scanned);
+    in->begin += used;
+    if (in->begin == in->end) {
+        netsrv__conn_drop_input(w, c);
+    }
+    netsrv__conn_limit_input(w, c);
+}
+
+/* Input with a part kept from before or to be kept now. */
+NETSRV__COLD
+static void netsrv__conn_input_kept(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+                                    size_t n, size_t scanned) {
+    const bool had_input = c->input != NULL;
+    if (c->state != NETSRV__OPEN || !netsrv__conn_keep(w, c, data, n)) {
+        return;
+    }
+    if (had_input) {
+        netsrv__conn_show_kept(w, c);
+        return;
+    }
+    c->input->scanned = scanned;
+    netsrv__conn_limit_input(w, c);
+}
+
+static NETSRV__HOT void netsrv__conn_input(netsrv__worker *w, netsrv_conn *c,
+                                           const unsigned char *data, size_t n) {
+    size_t scanned = 0;
+    size_t used = 0;
+    w->own.bytes_in += n;
+    c->bytes_in += n;
+    c->active_ms = w->own.now_ms;
+    c->flags &= ~(uint32_t)NETSRV__FRESH;
+    if (NETSRV__LIKELY(c->input == NULL)) {
+        used = netsrv__conn_show(w, c, data, n, &scanned);
+    }
+    if (!NETSRV__LIKELY(used == n)) {
+        netsrv__conn_input_kept(w, c, data + used, n - used, scanned);
+    }
+}
+
+/* The peer has finished. A last line without its end is shown as a line. */
+static void netsrv__conn_eof(netsrv__worker *w, netsrv_conn *c) {
+    const netsrv_config *cfg = w->cfg;
+    netsrv__input *in = c->input;
+    netsrv__conn_set_state(c, NETSRV__HALF);
+    if (in != NULL && cfg->framing == NETSRV_FRAMING_LINE) {
+        netsrv__conn_enter(w, c, in->bytes + in->begin, in->end - in->begin);
+        cfg->on_frame(c, in->bytes + in->begin, in->end - in->begin);
+        netsrv__conn_leave(w, c);
+    }
+    netsrv__conn_drop_input(w, c);
+    if (cfg->on_eof != NULL && c->state == NETSRV__HALF) {
+        netsrv__conn_enter(w, c, NULL, 0);
+        cfg->on_eof(c);
+        netsrv__conn_leave(w, c);
+    }
+    if (cfg->eof_policy == NETSRV_EOF_CLOSE) {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_PEER);
+    }
+}
+
+/* Input after our close. The peer may send only so much of it. */
+static void netsrv__conn_discard(netsrv__worker *w, netsrv_conn *c, size_t n) {
+    const uint32_t left = w->cfg->linger_max_bytes - c->discarded;
+    w->own.bytes_in += n;
+    c->bytes_in += n;
+    c->discarded = n < left ? c->discarded + (uint32_t)n : w->cfg->linger_max_bytes;
+    if (c->state == NETSRV__LINGERING && c->discarded >= w->cfg->linger_max_bytes) {
+        netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
+    }
+}
+
+/* ---- settle, continued: what calls the program comes after input ---- */
+
+static void netsrv__conn_step_program(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->flags & NETSRV__HIGH_MARK) != 0 && c->out.bytes <= w->cfg->low_mark_bytes &&
+        c->state <= NETSRV__HALF) {
+        c->flags &= ~(uint32_t)NETSRV__HIGH_MARK;
+        c->flags |= NETSRV__RESHOW;
+        /* What on_drain sends waits for the next round, or a fast reader would hold the turn. */
+        netsrv__conn_mark_dirty(w, c);
+        c->active_ms = w->own.now_ms;
+        if (w->cfg->on_drain != NULL) {
+            netsrv__conn_enter(w, c, NULL, 0);
+            w->cfg->on_drain(c);
+            netsrv__conn_leave(w, c);
+        }
+    }
+    if ((c->flags & NETSRV__RESHOW) != 0 && netsrv__conn_wants_input(c)) {
+        c->flags &= ~(uint32_t)NETSRV__RESHOW;
+        if (c->input != NULL) {
+            netsrv__conn_mark_dirty(w, c);
+            netsrv__conn_show_kept(w, c);
+        }
+    }
+}
+
+static bool netsrv__conn_wants_recv(const netsrv__worker *w, const netsrv_conn *c) {
+    if (c->state == NETSRV__DRAINING || c->state == NETSRV__LINGERING) {
+        return (c->flags & NETSRV__PEER_DONE) == 0 && c->discarded < w->cfg->linger_max_bytes;
+    }
+    return netsrv__conn_wants_input(c);
+}
+
+static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
+    const bool wanted = netsrv__conn_wants_recv(w, c);
+    const bool on = (c->flags & NETSRV__RECV_ON) != 0;
+    if (wanted == on) {
+        return;
+    }
+    if (!wanted) {
+        c->flags &= ~(uint32_t)NETSRV__RECV_ON;
+        w->io->recv_stop(w, c);
+        return;
+    }
+    c->flags |= NETSRV__RECV_ON;
+    const int error = w->io->recv_start(w, c);
+    if (error != 0) {
+        netsrv__conn_fail(w, c, error);
+    }
+}
+
+NETSRV__COLD
+static void netsrv__conn_settle_slow(netsrv__worker *w, netsrv_conn *c) {
+    if (c->state == NETSRV__DEAD || c->state == NETSRV__FREE) {
+        return;
+    }
+    if (c->state < NETSRV__CLOSING && c->out.bytes != 0 && (c->flags & NETSRV__BLOCKED) == 0) {
+        w->io->send(w, c);
+    }
+    if (c->state < NETSRV__CLOSING) {
+        netsrv__conn_step_close(w, c);
+    }
+    if (c->state == NETSRV__CLOSING) {
+        c->flags &= ~(uint32_t)NETSRV__RECV_ON;
+        w->io->detach(w, c);
+        return;
+    }
+    netsrv__conn_step_program(w, c);
+    if (c->state < NETSRV__CLOSING) {
+        netsrv__conn_step_recv(w, c);
+        netsrv__conn_arm(w, c);
+    }
+}
+
+/* After each callback of a connection. Mostly there is nothing to do. */
+static NETSRV__HOT void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
+    if (NETSRV__LIKELY(c->state == NETSRV__OPEN &&
+                       (c->flags & (NETSRV__UNSETTLED | NETSRV__RECV_ON)) == NETSRV__RECV_ON)) {
+        return;
+    }
+    netsrv__conn_settle_slow(w, c);
+}
+
+/* Everything that became dirty outside its own callback. What becomes dirty meanwhile gets one more
+ * round; the rest waits for the next turn, which will not sleep. */
+static void netsrv__conn_settle_dirty(netsrv__worker *w) {
+    for (int round = 0; round < 2 && w->own.dirty != NULL; round++) {
+        netsrv_conn *c = w->own.dirty;
+        w->own.dirty = NULL;
+        while (c != NULL) {
+            netsrv_conn *next = c->dirty_next;
+            c->dirty_next = NULL;
+            c->flags &= ~(uint32_t)NETSRV__DIRTY;
+            netsrv__conn_settle_slow(w, c);
+            c = next;
+        }
+    }
+}
+
+/* ---- results of the backend about input ---- */
+
+/* Input after our close; or late, for a connection that ended earlier in this batch. */
+NETSRV__COLD
+static void netsrv__conn_on_late(netsrv__worker *w, netsrv_conn *c, size_t n) {
+    if (c->state == NETSRV__DRAINING || c->state == NETSRV__LINGERING) {
+        netsrv__conn_discard(w, c, n);
+        netsrv__conn_settle_slow(w, c);
+    }
+}
+
+/* n bytes, which are lent until the return. */
+static NETSRV__HOT void netsrv__conn_on_recv(netsrv__worker *w, netsrv_conn *c, const void *data,
+                                             size_t n) {
+    NETSRV__ASSERT_OWNER(w);
+    if (NETSRV__LIKELY(c->state == NETSRV__OPEN)) {
+        netsrv__conn_input(w, c, data, n);
+        netsrv__conn_settle(w, c);
+        return;
+    }
+    netsrv__conn_on_late(w, c, n);
+}
+
+/* The peer's end (0) or an error. */
+NETSRV__COLD
+static void netsrv__conn_on_end(netsrv__worker *w, netsrv_conn *c, int sys_errno) {
+    NETSRV__ASSERT_OWNER(w);
+    if (c->state >= NETSRV__CLOSING || c->state == NETSRV__FREE) {
+        return;
+    }
+    if (sys_errno != 0) {
+        netsrv__conn_fail(w, c, sys_errno);
+    } else {
+        c->flags |= NETSRV__PEER_DONE;
+        if (c->state == NETSRV__OPEN) {
+            netsrv__conn_eof(w, c);
+        } else if (c->state == NETSRV__LINGERING) {
+            netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
+        }
+    }
+    netsrv__conn_settle_slow(w, c);
+}
+
+/* The kernel takes output again. */
+static void netsrv__conn_on_writable(netsrv__worker *w, netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(w);
+    c->flags &= ~(uint32_t)NETSRV__BLOCKED;
+    netsrv__conn_settle_slow(w, c);
+}
+
+/* ---- the beginning ---- */
+
+/* False, and the descriptor is closed, if there is no memory. */
+static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
+    netsrv_conn *c = netsrv__slab_alloc(&w->own.slab, w);
+    NETSRV__ASSERT_OWNER(w);
+    if (c == NULL) {
+        return false;
+    }
+    c->fd = a->fd;
+    c->peer = a->peer;
+    c->listener = (uint8_t)a->listener;
+    c->addr_slot = a->addr_slot;
+    c->reason = NETSRV_CLOSE_COUNT;
+    c->idle_ms = w->cfg->idle_timeout_ms;
+    c->active_ms = w->own.now_ms;
+    c->flags = (uint16_t)(NETSRV__FRESH | (a->registered ? NETSRV__FOREIGN : 0));
+    netsrv__conn_set_state(c, NETSRV__OPEN);
+    NETSRV__COUNT(w, opened, 1);
+    atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_relaxed);
+    if (w->cfg->on_open != NULL) {
+        netsrv__conn_enter(w, c, NULL, 0);
+        w->cfg->on_open(c);
+        netsrv__conn_leave(w, c);
+    }
+    if (w->own.phase >= NETSRV__LEAVING) {
+        c->flags |= NETSRV__STOPPING;
+        netsrv__conn_limit(c, NETSRV__FRESH_MS);
+    }
+    netsrv__conn_settle_slow(w, c);
+    return true;
+}
+
+/* ========================================================================== *
+ *  [accept] From a descriptor to a worker: limits, placing, handing over, pausing
+ *  uses:   log mem util sys net mailbox conn
+ *  thread: the accepting one; nudge = any
+ * ========================================================================== */
+
+/* ---- limits ---- */
+
+/* An IPv6 client owns at least a /64, so its limit counts that. */
+static void netsrv__accept_address_key(const netsrv__addr *a, uint8_t key[16]) {
+    memset(key, 0, 16);
+    memcpy(key, a->ip, a->family == AF_INET ? 4 : 8);
+    key[15] = (uint8_t)(a->family == AF_INET ? 4 : 6);
+}
+
+static uint32_t *netsrv__accept_bucket(netsrv_server *srv, const uint8_t key[16]) {
+    const uint64_t hash = netsrv__util_hash16(srv->seed, key);
+    return &srv->limits.buckets[hash & (srv->limits.bucket_count - 1)];
+}
+
+/* Doubles the table; entries keep their numbers, which connections remember. */
+static bool netsrv__accept_widen_table(netsrv_server *srv) {
+    netsrv__limits *t = &srv->limits;
+    const uint32_t cap = t->entry_cap == 0 ? 64 : t->entry_cap * 2;
+    uint32_t *buckets = netsrv__mem_alloc(&srv->cfg, cap * sizeof *buckets);
+    netsrv__addr_entry *entries = NULL;
+    if (buckets != NULL) {
+        entries = netsrv__mem_resize(&srv->cfg, t->entries, t->entry_cap * sizeof *entries,
+                                     cap * sizeof *entries);
+    }
+    if (entries == NULL) {
+        netsrv__mem_free(&srv->cfg, buckets, cap * sizeof *buckets);
+        return false;
+    }
+    netsrv__mem_free(&srv->cfg, t->buckets, t->bucket_count * sizeof *buckets);
+    memset(buckets, 0xff, cap * sizeof *buckets);
+    t->buckets = buckets;
+    t->bucket_count = cap;
+    t->entries = entries;
+    t->entry_cap = cap;
+    for (uint32_t i = 0; i < t->entry_count; i++) {
+        uint32_t *bucket = netsrv__accept_bucket(srv, entries[i].key);
+        entries[i].next = *bucket;
+        *bucket = i;
+    }
+    return true;
+}
+
+static uint32_t netsrv__accept_new_entry(netsrv_server *srv, const uint8_t key[16]) {
+    netsrv__limits *t = &srv->limits;
+    uint32_t slot = t->free;
+    if (slot != NETSRV__NO_SLOT) {
+        t->free = t->entries[slot].next;
+    } else {
+        if (t->entry_count == t->entry_cap && !netsrv__accept_widen_table(srv)) {
+            return NETSRV__NO_SLOT;
+        }
+        slot = t->entry_count++;
+    }
+    uint32_t *bucket = netsrv__accept_bucket(srv, key);
+    memcpy(t->entries[slot].key, key, 16);
+    t->entries[slot].count = 0;
+    t->entries[slot].next = *bucket;
+    *bucket = slot;
+    return slot;
+}
+
+static uint32_t netsrv__accept_entry(netsrv_server *srv, const uint8_t key[16]) {
+    const netsrv__limits *t = &srv->limits;
+    uint32_t slot = t->bucket_count != 0 ? *netsrv__accept_bucket(srv, key) : NETSRV__NO_SLOT;
+    while (slot != NETSRV__NO_SLOT && memcmp(t->entries[slot].key, key, 16) != 0) {
+        slot = t->entries[slot].next;
+    }
+    return slot != NETSRV__NO_SLOT ? slot : netsrv__accept_new_entry(srv, key);
+}
+
+/* False if the client's address has its limit already. Unix sockets have no address. */
+static bool netsrv__accept_admit_address(netsrv_server *srv, netsrv__arrival *a) {
+    uint8_t key[16];
+    a->addr_slot = NETSRV__NO_SLOT;
+    if (srv->cfg.max_conns_per_address == NETSRV_OFF ||
+        (a->peer.family != AF_INET && a->peer.family != AF_INET6)) {
+        return true;
+    }
+    netsrv__accept_address_key(&a->peer, key);
+    pthread_mutex_lock(&srv->limits.lock);
+    const uint32_t slot = netsrv__accept_entry(srv, key);
+    const bool fine = slot != NETSRV__NO_SLOT &&
+                      srv->limits.entries[slot].count < srv->cfg.max_conns_per_address;
+    if (fine) {
+        srv->limits.entries[slot].count++;
+        a->addr_slot = slot;
+    }
+    pthread_mutex_unlock(&srv->limits.lock);
+    return fine;
+}
+
+static void netsrv__accept_unlink_entry(netsrv_server *srv, uint32_t slot) {
+    netsrv__limits *t = &srv->limits;
+    uint32_t *link = netsrv__accept_bucket(srv, t->entries[slot].key);
+    while (*link != slot) {
+        link = &t->entries[*link].next;
+    }
+    *link = t->entries[slot].next;
+    t->entries[slot].next = t->free;
+    t->free = slot;
+}
+
+static void netsrv__accept_release_address(netsrv_server *srv, uint32_t slot) {
+    if (slot == NETSRV__NO_SLOT) {
+        return;
+    }
+    pthread_mutex_lock(&srv->limits.lock);
+    if (--srv->limits.entries[slot].count == 0) {
+        netsrv__accept_unlink_entry(srv, slot);
+    }
+    pthread_mutex_unlock(&srv->limits.lock);
+}
+
+/* A place under max_conns, taken before the accept so that the limit holds exactly. */
+static bool netsrv__accept_reserve(netsrv_server *srv) {
+    if (atomic_fetch_add(&srv->live, 1) < srv->cfg.max_conns) {
+        return true;
+    }
+    atomic_fetch_sub(&srv->live, 1);
+    return false;
+}
+
+/* 0 if one more connection may be accepted now, else the milliseconds to wait. */
+static uint32_t netsrv__accept_rate_wait(netsrv__worker *w) {
+    netsrv_server *srv = w->srv;
+    uint32_t wait_ms = 0;
+    if (srv->cfg.max_accepts_per_second == NETSRV_OFF) {
+        return 0;
+    }
+    const uint64_t now = netsrv__sys_now_ms();
+    pthread_mutex_lock(&srv->limits.lock);
+    if (now - srv->limits.window_ms >= 1000) {
+        srv->limits.window_ms = now;
+        srv->limits.window_count = 0;
+    }
+    if (srv->limits.window_count < srv->cfg.max_accepts_per_second) {
+        srv->limits.window_count++;
+    } else {
+        wait_ms = (uint32_t)(srv->limits.window_ms + 1000 - now);
+    }
+    pthread_mutex_unlock(&srv->limits.lock);
+    return wait_ms;
+}
+
+/* The accept found nobody. */
+static void netsrv__accept_rate_refund(netsrv__worker *w) {
+    if (w->cfg->max_accepts_per_second != NETSRV_OFF) {
+        pthread_mutex_lock(&w->srv->limits.lock);
+        w->srv->limits.window_count -= w->srv->limits.window_count != 0 ? 1 : 0;
+        pthread_mutex_unlock(&w->srv->limits.lock);
+    }
+}
+
+/* ---- pausing a listener ---- */
+
+/* Something became free: wakes whoever has a paused listener. */
+static void netsrv__accept_nudge(netsrv_server *srv) {
+    if (atomic_load(&srv->paused) == 0) {
+        return;
+    }
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__group *g = &srv->groups[i];
+        if (atomic_load(&g->paused) && !atomic_exchange(&g->nudged, true)) {
+            netsrv__mailbox_wake_signal(&g->wake);
+        }
+    }
+}
+
+static void netsrv__accept_release(netsrv_server *srv, uint32_t addr_slot) {
+    netsrv__accept_release_address(srv, addr_slot);
+    atomic_fetch_sub(&srv->live, 1);
+    netsrv__accept_nudge(srv);
+}
+
+/* One line a second at most, however often it happens. */
+static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, const char *why) {
+    netsrv_server *srv = w->srv;
+    const uint32_t now = (uint32_t)netsrv__sys_now_ms() | 1u;
+    uint32_t last = atomic_load(&srv->logged_ms);
+    if (last != 0 && now - last < 1000) {
+        return;
+    }
+    if (atomic_compare_exchange_strong(&srv->logged_ms, &last, now)) {
+        netsrv__log_line(w->cfg, NETSRV_LOG_WARN, "accepting on %s pauses: %s",
+                         srv->listeners[gate].text, why);
+    }
+}
+
+/* Level-triggered listeners would spin, edge-triggered ones would be forgotten. Resumed by a nudge,
+ * and after retry_ms where nobody may come to nudge (0: somebody will). */
+static void netsrv__accept_pause(netsrv__worker *w, unsigned gate, uint32_t retry_ms,
+                                 const char *why) {
+    netsrv__group *g = w->group;
+    pthread_mutex_lock(&g->lock);
+    if (g->gates[gate].state == NETSRV__GATE_ARMED) {
+        w->io->listen_stop(w, gate);
+        g->gates[gate].state = NETSRV__GATE_PAUSED;
+        if (!atomic_exchange(&g->paused, true)) {
+            atomic_fetch_add(&w->srv->paused, 1);
+        }
+    }
+    pthread_mutex_unlock(&g->lock);
+    w->own.undrained &= ~(uint32_t)(1u << gate);
+    NETSRV__COUNT(w, pauses, 1);
+    netsrv__accept_log_pause(w, gate, why);
+    const uint64_t at = netsrv__sys_now_ms() + retry_ms;
+    if (retry_ms != 0 && (w->own.retry_ms == 0 || at < w->own.retry_ms)) {
+        w->own.retry_ms = at;
+    }
+}
+
+static bool netsrv__accept_full(const netsrv_server *srv) {
+    return srv->cfg.overflow == NETSRV_OVERFLOW_WAIT &&
+           atomic_load(&srv->live) >= srv->cfg.max_conns;
+}
+
+static void netsrv__accept_pause_full(netsrv__worker *w, unsigned gate) {
+    netsrv__accept_pause(w, gate, 0, "max_conns is reached");
+    if (!netsrv__accept_full(w->srv)) {
+        /* The last one left between the look and the pause, and nudged nobody. */
+        w->own.retry_ms = netsrv__sys_now_ms();
+    }
+}
+
+static void netsrv__accept_resume(netsrv__worker *w) {
+    netsrv__group *g = w->group;
+    bool all = true;
+    if (netsrv__accept_full(w->srv)) {
+        return;
+    }
+    pthread_mutex_lock(&g->lock);
+    for (unsigned i = 0; i < g->gate_count; i++) {
+        if (g->gates[i].state != NETSRV__GATE_PAUSED) {
+            continue;
+        }
+        if (w->io->listen_start(w, i) == 0) {
+            g->gates[i].state = NETSRV__GATE_ARMED;
+        } else {
+            all = false;
+        }
+    }
+    if (all && atomic_exchange(&g->paused, false)) {
+        atomic_fetch_sub(&w->srv->paused, 1);
+    }
+    pthread_mutex_unlock(&g->lock);
+    w->own.retry_ms = all ? 0 : netsrv__sys_now_ms() + NETSRV__RETRY_MS;
+}
+
+/* Once a turn. */
+static void netsrv__accept_check_paused(netsrv__worker *w) {
+    netsrv__group *g = w->group;
+    if (!atomic_load_explicit(&g->paused, memory_order_relaxed)) {
+        w->own.retry_ms = 0;
+        return;
+    }
+    const bool due = w->own.retry_ms != 0 && w->own.now_ms >= w->own.retry_ms;
+    if (atomic_exchange(&g->nudged, false) || due) {
+        w->own.retry_ms = 0;
+        netsrv__accept_resume(w);
+    }
+}
+
+/* ---- placing ---- */
+
+/* With a reset, so that the client knows at once and the port is free at once. */
+static void netsrv__accept_refuse(int fd) {
+    const struct linger now = {1, 0};
+    netsrv__sys_setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    netsrv__sys_close(fd);
+}
+
+/* A connection that is not going to be one: everything taken for it is given back. */
+static void netsrv__accept_drop(netsrv__worker *w, const netsrv__arrival *a) {
+    netsrv__accept_refuse(a->fd);
+    atomic_fetch_sub(&w->load, 1);
+    netsrv__accept_release(w->srv, a->addr_slot);
+}
+
+/* Too late to be served if the stop's time is over. */
+static bool netsrv__accept_open(netsrv__worker *w, const netsrv__arrival *a) {
+    if (w->own.phase == NETSRV__FORCED) {
+        NETSRV__COUNT(w, refused, 1);
+        return false;
+    }
+    if (!netsrv__conn_open(w, a)) {
+        NETSRV__COUNT(w, no_memory, 1);
+        return false;
+    }
+    return true;
+}
+
+static void netsrv__accept_open_here(netsrv__worker *w, const netsrv__arrival *a) {
+    if (!netsrv__accept_open(w, a)) {
+        netsrv__accept_drop(w, a);
+    }
+}
+
+/* Registers the descriptor in the other worker's poller. From then on neither it nor the arrival is
+ * ours: the other thread may have closed and freed both before this one runs again. */
+static bool netsrv__accept_give(netsrv__worker *w, netsrv__worker *to, const netsrv__arrival *a) {
+    netsrv__arrival *copy = netsrv__mem_alloc(w->cfg, sizeof *copy);
+    if (copy == NULL) {
+        return false;
+    }
+    *copy = *a;
+    copy->registered = true;
+    if (w->io->give(to, copy) != 0) {
+        netsrv__mem_free(w->cfg, copy, sizeof *copy);
+        return false;
+    }
+    return true;
+}
+
+static bool netsrv__accept_hand_over(netsrv__worker *w, netsrv__worker *to,
+                                     const netsrv__arrival *a, bool force) {
+    netsrv__msg msg;
+    if (w->cfg->transfer == NETSRV_TRANSFER_DIRECT && netsrv__accept_give(w, to, a)) {
+        return true;
+    }
+    memset(&msg, 0, sizeof msg);
+    msg.kind = NETSRV__MSG_ARRIVAL;
+    msg.as.arrival = *a;
+    return netsrv__mailbox_post(to, &msg, force) == NETSRV_OK;
+}
+
+/* Counts the connection where it goes before it goes there, so that a burst does not see an empty
+ * worker twice. A full mailbox: it stays here; an acceptor, which has no "here", overfills it. */
+static void netsrv__accept_place(netsrv__worker *w, const netsrv__arrival *a) {
+    netsrv_server *srv = w->srv;
+    const bool stopping = atomic_load_explicit(&srv->stopping, memory_order_relaxed);
+    netsrv__worker *to = w;
+    if (!stopping || !w->serves) {
+        to = &srv->workers[srv->place->pick(srv, w, a)];
+    }
+    atomic_fetch_add(&to->load, 1);
+    if (to == w) {
+        netsrv__accept_open_here(w, a);
+        return;
+    }
+    if (netsrv__accept_hand_over(w, to, a, !w->serves)) {
+        NETSRV__COUNT(w, given, 1);
+        return;
+    }
+    if (!w->serves) {
+        NETSRV__COUNT(w, no_memory, 1);
+        netsrv__accept_drop(to, a);
+        return;
+    }
+    atomic_fetch_sub(&to->load, 1);
+    atomic_fetch_add(&w->load, 1);
+    NETSRV__COUNT(w, kept_full, 1);
+    netsrv__accept_open_here(w, a);
+}
+
+/* A descriptor whose place under max_conns is reserved. */
+static void netsrv__accept_on_fd(netsrv__worker *w, unsigned gate, int fd,
+                                 const netsrv__addr *peer) {
+    netsrv__arrival a;
+    NETSRV__COUNT(w, accepted, 1);
+    memset(&a, 0, sizeof a);
+    a.fd = fd;
+    a.listener = gate;
+    a.peer = *peer;
+    if (!netsrv__accept_admit_address(w->srv, &a)) {
+        NETSRV__COUNT(w, refused, 1);
+        netsrv__accept_refuse(fd);
+        netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
+        return;
+    }
+    netsrv__accept_place(w, &a);
+}
+
+/* ---- accepting ---- */
+
+typedef enum netsrv__accept_end {
+    NETSRV__BATCH_DRAINED, /* nothing was left               */
+    NETSRV__BATCH_LIMIT,   /* there may be more              */
+    NETSRV__BATCH_PAUSED   /* and there will be no event now */
+} netsrv__accept_end;
+
+static netsrv__accept_end netsrv__accept_failed(netsrv__worker *w, unsigned gate, int sys_errno) {
+    switch (netsrv__net_accept_verdict(sys_errno)) {
+    case NETSRV__ACCEPT_DRAINED:
+        return NETSRV__BATCH_DRAINED;
+    case NETSRV__ACCEPT_RETRY:
+        NETSRV__COUNT(w, accept_errors, 1);
+        return NETSRV__BATCH_LIMIT;
+    case NETSRV__ACCEPT_RESOURCE:
+        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, strerror(sys_errno));
+        return NETSRV__BATCH_PAUSED;
+    case NETSRV__ACCEPT_BROKEN:
+    default:
+        netsrv__accept_pause(w, gate, 10 * NETSRV__RETRY_MS, strerror(sys_errno));
+        return NETSRV__BATCH_PAUSED;
+    }
+}
+
+/* One accept(2). LIMIT means that it is worth another. */
+static netsrv__accept_end netsrv__accept_one(netsrv__worker *w, unsigned gate, int listen_fd,
+                                             bool reserved) {
+    struct sockaddr_storage sa;
+    socklen_t n = sizeof sa;
+    sa.ss_family = AF_UNSPEC; /* an unnamed unix client leaves it as it is on some systems */
+    const int fd = netsrv__sys_accept(listen_fd, &sa, &n);
+    if (fd < 0) {
+        const int saved = errno;
+        if (reserved) {
+            netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
+        }
+        return netsrv__accept_failed(w, gate, saved);
+    }
+    if (!reserved) {
+        NETSRV__COUNT(w, accepted, 1);
+        NETSRV__COUNT(w, refused, 1);
+        netsrv__accept_refuse(fd);
+        return NETSRV__BATCH_LIMIT;
+    }
+    const netsrv__addr peer = netsrv__net_addr(&sa);
+    netsrv__accept_on_fd(w, gate, fd, &peer);
+    return NETSRV__BATCH_LIMIT;
+}
+
+/* Accepts until nothing is left, or accepts_per_turn. */
+static netsrv__accept_end netsrv__accept_batch(netsrv__worker *w, unsigned gate) {
+    netsrv__accept_end end = NETSRV__BATCH_LIMIT;
+    NETSRV__ASSERT_OWNER(w);
+    for (uint32_t i = 0; i < w->cfg->accepts_per_turn && end == NETSRV__BATCH_LIMIT; i++) {
+        const bool reserved = netsrv__accept_reserve(w->srv);
+        if (!reserved && w->cfg->overflow == NETSRV_OVERFLOW_WAIT) {
+            netsrv__accept_pause_full(w, gate);
+            return NETSRV__BATCH_PAUSED;
+        }
+        const uint32_t wait_ms = netsrv__accept_rate_wait(w);
+        if (wait_ms != 0) {
+            if (reserved) {
+                netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
+            }
+            netsrv__accept_pause(w, gate, wait_ms, "max_accepts_per_second is reached");
+            return NETSRV__BATCH_PAUSED;
+        }
+        end = netsrv__accept_one(w, gate, w->group->gates[gate].fd, reserved);
+        if (end != NETSRV__BATCH_LIMIT) {
+            netsrv__accept_rate_refund(w);
+        }
+    }
+    return end;
+}
+
+/* At a stop: every connection whose handshake is done is taken and served. Nobody else watches the
+ * sockets any more. A socket that other processes hold is left to them. */
+static void netsrv__accept_sweep(netsrv__worker *w) {
+    netsrv_server *srv = w->srv;
+    for (unsigned i = 0; i < srv->listener_count; i++) {
+        const netsrv__listener *ln = &srv->listeners[i];
+        for (unsigned k = 0; k < ln->fd_count && ln->kind != NETSRV__LISTEN_ADOPTED; k++) {
+            /* No more than can have been waiting, or an endless stream would hold up the stop. */
+            uint64_t left = (uint64_t)srv->cfg.backlog_count + 64;
+            netsrv__accept_end end = NETSRV__BATCH_LIMIT;
+            while (end == NETSRV__BATCH_LIMIT && left-- > 0 && netsrv__accept_reserve(srv)) {
+                end = netsrv__accept_one(w, i, ln->fds[k], true);
+            }
+        }
+    }
+}
+
+/* ---- on the other worker ---- */
+
+static void netsrv__accept_on_message(netsrv__worker *w, const netsrv__arrival *a) {
+    NETSRV__COUNT(w, received, 1);
+    netsrv__accept_open_here(w, a);
+}
+
+/* ========================================================================== *
+ *  [epoll] Readiness poller of Linux
+ *  uses:   log sys
+ *  thread: set = any; the rest = a member of the group
+ * ========================================================================== */
+
+#if NETSRV__HAS_EPOLL
+
+static int netsrv__epoll_probe(void) {
+    const int fd = netsrv__sys_epoll_create();
+    if (fd < 0) {
+        return errno;
+    }
+    netsrv__sys_close(fd);
+    return 0;
+}
+
+static int netsrv__epoll_open(netsrv_server *srv, netsrv__group *g) {
+    (void)srv;
+    g->poller_fd = netsrv__sys_epoll_create();
+    return g->poller_fd >= 0 ? 0 : errno;
+}
+
+static void netsrv__epoll_close(netsrv_server *srv, netsrv__group *g) {
+    (void)srv;
+    if (g->poller_fd >= 0) {
+        netsrv__sys_close(g->poller_fd);
+        g->poller_fd = -1;
+    }
+}
+
+static int netsrv__epoll_set(netsrv__group *g, int fd, uint64_t token, unsigned from,
+                             unsigned to) {
+    struct epoll_event event;
+    const int op = from == 0 ? EPOLL_CTL_ADD : to == 0 ? EPOLL_CTL_DEL : EPOLL_CTL_MOD;
+    memset(&event, 0, sizeof event);
+    event.data.u64 = token;
+    event.events = to & (NETSRV__IN | NETSRV__OUT);
+    event.events |= (to & NETSRV__EDGE) != 0 ? (uint32_t)EPOLLET : 0;
+    event.events |= (to & NETSRV__ONESHOT) != 0 ? (uint32_t)EPOLLONESHOT : 0;
+    event.events |= (to & NETSRV__EXCLUSIVE) != 0 ? (uint32_t)EPOLLEXCLUSIVE : 0;
+    return netsrv__sys_epoll_ctl(g->poller_fd, op, fd, &event) == 0 ? 0 : errno;
+}
+
+static int netsrv__epoll_wait(netsrv__worker *w, int timeout_ms) {
+    const struct epoll_event *from = w->own.raw_events;
+    netsrv__event *to = w->own.events;
+    const int n = netsrv__sys_epoll_wait(w->group->poller_fd, w->own.raw_events,
+                                         (int)w->cfg->events_per_wait, timeout_ms);
+    for (int i = 0; i < n; i++) {
+        to[i].token = from[i].data.u64;
+        to[i].mask = from[i].events;
+    }
+    return n;
+}
+
+static const netsrv__poller_ops netsrv__epoll_poller = {
+    .raw_bytes = sizeof(struct epoll_event),
+    .open = netsrv__epoll_open,
+    .close = netsrv__epoll_close,
+    .set = netsrv__epoll_set,
+    .wait = netsrv__epoll_wait,
+};
+
+#endif /* NETSRV__HAS_EPOLL */
+
+/* ========================================================================== *
+ *  [poll] Readiness poller of every POSIX system; also the reference for the others
+ *  uses:   mem sys
+ *  thread: the one member of the group
+ * ========================================================================== */
+
+typedef struct netsrv__pollset {
+    const netsrv_config *cfg;
+    struct pollfd *fds; /* dense */
+    uint64_t *tokens;
+    int *where; /* descriptor -> index in fds, or -1 */
+    int count;
+    int cap;
+    int where_cap;
+    int first; /* where the next scan begins, so that nobody is always last */
+} netsrv__pollset;
+
+static int netsrv__poll_probe(void) {
+    return 0;
+}
+
+static int netsrv__poll_open(netsrv_server *srv, netsrv__group *g) {
+    netsrv__pollset *p = netsrv__mem_zeroed(&srv->cfg, 1, sizeof *p);
+    if (p == NULL) {
+        return ENOMEM;
+    }
+    p->cfg = &srv->cfg;
+    g->poller = p;
+    return 0;
+}
+
+static void netsrv__poll_close(netsrv_server *srv, netsrv__group *g) {
+    netsrv__pollset *p = g->poller;
+    if (p == NULL) {
+        return;
+    }
+    netsrv__mem_free(&srv->cfg, p->fds, (size_t)p->cap * sizeof *p->fds);
+    netsrv__mem_free(&srv->cfg, p->tokens, (size_t)p->cap * sizeof *p->tokens);
+    netsrv__mem_free(&srv->cfg, p->where, (size_t)p->where_cap * sizeof *p->where);
+    netsrv__mem_free(&srv->cfg, p, sizeof *p);
+    g->poller = NULL;
+}
+
+static bool netsrv__poll_widen(netsrv__pollset *p) {
+    const size_t old = (size_t)p->cap;
+    const size_t cap = old == 0 ? 64 : old * 2;
+    struct pollfd *fds = netsrv__mem_alloc(p->cfg, cap * sizeof *fds);
+    uint64_t *tokens = fds != NULL ? netsrv__mem_alloc(p->cfg, cap * sizeof *tokens) : NULL;
+    if (tokens == NULL) {
+        netsrv__mem_free(p->cfg, fds, cap * sizeof *fds);
+        return false;
+    }
+    if (old != 0) {
+        memcpy(fds, p->fds, old * sizeof *fds);
+        memcpy(tokens, p->tokens, old * sizeof *tokens);
+    }
+    netsrv__mem_free(p->cfg, p->fds, old * sizeof *fds);
+    netsrv__mem_free(p->cfg, p->tokens, old * sizeof *tokens);
+    p->fds = fds;
+    p->tokens = tokens;
+    p->cap = (int)cap;
+    return true;
+}
+
+static bool netsrv__poll_widen_where(netsrv__pollset *p, int fd) {
+    const size_t old = (size_t)p->where_cap;
+    size_t cap = old == 0 ? 64 : old;
+    while (cap <= (size_t)fd) {
+        cap *= 2;
+    }
+    int *where = netsrv__mem_resize(p->cfg, p->where, old * sizeof *where, cap * sizeof *where);
+    if (where == NULL) {
+        return false;
+    }
+    for (size_t i = old; i < cap; i++) {
+        where[i] = -1;
+    }
+    p->where = where;
+    p->where_cap = (int)cap;
+    return true;
+}
+
+static int netsrv__poll_add(netsrv__pollset *p, int fd, uint64_t token, unsigned to) {
+    if (fd >= p->where_cap && !netsrv__poll_widen_where(p, fd)) {
+        return ENOMEM;
+    }
+    if (p->count == p->cap && !netsrv__poll_widen(p)) {
+        return ENOMEM;
+    }
+    NETSRV_ASSERT(p->where[fd] < 0);
+    p->where[fd] = p->count;
+    p->tokens[p->count] = token;
+    p->fds[p->count].fd = fd;
+    p->fds[p->count].events = (short)(to & (NETSRV__IN | NETSRV__OUT));
+    p->fds[p->count].revents = 0;
+    p->count++;
+    return 0;
+}
+
+static void netsrv__poll_remove(netsrv__pollset *p, int fd) {
+    const int hole = p->where[fd];
+    const int last = --p->count;
+    p->where[fd] = -1;
+    if (hole != last) {
+        p->fds[hole] = p->fds[last];
+        p->tokens[hole] = p->tokens[last];
+        p->where[p->fds[hole].fd] = hole;
+    }
+}
+
+static int netsrv__poll_set(netsrv__group *g, int fd, uint64_t token, unsigned from, unsigned to) {
+    netsrv__pollset *p = g->poller;
+    if (from == 0) {
+        return netsrv__poll_add(p, fd, token, to);
+    }
+    if (to == 0) {
+        netsrv__poll_remove(p, fd);
+        return 0;
+    }
+    p->fds[p->where[fd]].events = (short)(to & (NETSRV__IN | NETSRV__OUT));
+    p->tokens[p->where[fd]] = token;
+    return 0;
+}
+
+static int netsrv__poll_wait(netsrv__worker *w, int timeout_ms) {
+    netsrv__pollset *p = w->group->poller;
+    const int cap = (int)w->cfg->events_per_wait;
+    const int ready = netsrv__sys_poll(p->fds, (size_t)p->count, timeout_ms);
+    int n = 0;
+    if (ready <= 0) {
+        return ready;
+    }
+    for (int i = 0; i < p->count && n < cap && n < ready; i++) {
+        const int at = (p->first + i) % p->count;
+        if (p->fds[at].revents != 0) {
+            w->own.events[n].token = p->tokens[at];
+            w->own.events[n].mask = (uint32_t)(uint16_t)p->fds[at].revents;
+            n++;
+            if (n == cap) {
+                p->first = at + 1;
+            }
+        }
+    }
+    return n;
+}
+
+static const netsrv__poller_ops netsrv__poll_poller = {
+    .raw_bytes = 0,
+    .open = netsrv__poll_open,
+    .close = netsrv__poll_close,
+    .set = netsrv__poll_set,
+    .wait = netsrv__poll_wait,
+};
+
+/* ========================================================================== *
+ *  [ready] Turns readiness into results, once for every poller
+ *  uses:   log mem util sys timer mailbox conn accept
+ *  thread: owner; give = any
+ * ========================================================================== */
+
+/* ---- set-up ---- */
+
+static int netsrv__ready_open_poller(netsrv__worker *w) {
+    netsrv__group *g = w->group;
+    const netsrv__poller_ops *poller = w->io->poller;
+    if (atomic_load(&g->opened) != 0) {
+        return 0;
+    }
+    int error = poller->open(w->srv, g);
+    if (error == 0) {
+        error = poller->set(g, g->wake.read_fd, NETSRV__TOKEN_WAKE, 0, NETSRV__KEEP | NETSRV__IN);
+        if (error != 0) {
+            poller->close(w->srv, g);
+        }
+    }
+    return error;
+}
+
+/* The first member of a group opens its poller. */
+static int netsrv__ready_open(netsrv__worker *w) {
+    const size_t cap = w->cfg->events_per_wait;
+    const size_t raw_bytes = w->io->poller->raw_bytes;
+    w->own.events = netsrv__mem_alloc(w->cfg, cap * sizeof *w->own.events);
+    w->own.raw_events = raw_bytes != 0 ? netsrv__mem_alloc(w->cfg, cap * raw_bytes) : NULL;
+    if (w->own.events == NULL || (raw_bytes != 0 && w->own.raw_events == NULL)) {
+        return ENOMEM;
+    }
+    pthread_mutex_lock(&w->group->lock);
+    const int error = netsrv__ready_open_poller(w);
+    if (error == 0) {
+        atomic_fetch_add(&w->group->opened, 1);
+        w->own.opened = true;
+    }
+    pthread_mutex_unlock(&w->group->lock);
+    return error;
+}
+
+/* The last one closes it. */
+static void netsrv__ready_close(netsrv__worker *w) {
+    const size_t cap = w->cfg->events_per_wait;
+    pthread_mutex_lock(&w->group->lock);
+    if (w->own.opened && atomic_fetch_sub(&w->group->opened, 1) == 1) {
+        w->io->poller->close(w->srv, w->group);
+    }
+    pthread_mutex_unlock(&w->group->lock);
+    w->own.opened = false;
+    netsrv__mem_free(w->cfg, w->own.events, cap * sizeof *w->own.events);
+    netsrv__mem_free(w->cfg, w->own.raw_events, cap * w->io->poller->raw_bytes);
+    w->own.events = NULL;
+    w->own.raw_events = NULL;
+}
+
+/* ---- listeners ---- */
+
+static uint64_t netsrv__ready_gate_token(unsigned gate) {
+    return (uint64_t)gate << 3 | NETSRV__TOKEN_LISTENER;
+}
+
+static int netsrv__ready_listen_start(netsrv__worker *w, unsigned gate) {
+    const netsrv__gate *at = &w->group->gates[gate];
+    return w->io->poller->set(w->group, at->fd, netsrv__ready_gate_token(gate), 0, at->interest);
+}
+
+static void netsrv__ready_listen_stop(netsrv__worker *w, unsigned gate) {
+    const netsrv__gate *at = &w->group->gates[gate];
+    w->io->poller->set(w->group, at->fd, netsrv__ready_gate_token(gate), at->interest, 0);
+}
+
+/* A listener that cannot be armed again is paused, and tried again from there. */
+static void netsrv__ready_gate_lost(netsrv__worker *w, unsigned gate, int error) {
+    if (error != 0) {
+        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, strerror(error));
+    }
+}
+
+/* EPOLLONESHOT: nobody hears of this listener until it is armed again. */
+static void netsrv__ready_rearm(netsrv__worker *w, unsigned gate) {
+    netsrv__group *g = w->group;
+    const unsigned interest = g->gates[gate].interest;
+    int error = 0;
+    NETSRV_SEAM_POINT("rearm");
+    pthread_mutex_lock(&g->lock);
+    if (g->gates[gate].state == NETSRV__GATE_ARMED) {
+        error = w->io->poller->set(g, g->gates[gate].fd, netsrv__ready_gate_token(gate), interest,
+                                   interest);
+    }
+    pthread_mutex_unlock(&g->lock);
+    netsrv__ready_gate_lost(w, gate, error);
+}
+
+/* EPOLLEXCLUSIVE wakes the worker that registered first. Registering again now and then sends this
+ * one to the end of that line. */
+static void netsrv__ready_rotate(netsrv__worker *w, unsigned gate) {
+    netsrv__gate *at = &w->group->gates[gate];
+    if (++at->accepts < NETSRV__ROTATE || at->state != NETSRV__GATE_ARMED) {
+        return;
+    }
+    at->accepts = 0;
+    netsrv__ready_listen_stop(w, gate);
+    netsrv__ready_gate_lost(w, gate, netsrv__ready_listen_start(w, gate));
+}
+
+static void netsrv__ready_listener(netsrv__worker *w, unsigned gate) {
+    const unsigned interest = w->group->gates[gate].interest;
+    const uint64_t before = atomic_load_explicit(&w->count.accepted, memory_order_relaxed);
+    w->own.undrained &= ~(uint32_t)(1u << gate);
+    const netsrv__accept_end end = netsrv__accept_batch(w, gate);
+    const uint64_t after = atomic_load_explicit(&w->count.accepted, memory_order_relaxed);
+    if (end == NETSRV__BATCH_DRAINED && before == after) {
+        NETSRV__COUNT(w, wasted, 1);
+    }
+    if (end == NETSRV__BATCH_PAUSED) {
+        return;
+    }
+    if ((interest & NETSRV__EDGE) != 0 && end == NETSRV__BATCH_LIMIT) {
+        w->own.undrained |= 1u << gate; /* no event will say so again */
+    }
+    if ((interest & NETSRV__ONESHOT) != 0) {
+        netsrv__ready_rearm(w, gate);
+    }
+    if ((interest & NETSRV__EXCLUSIVE) != 0 && before != after) {
+        netsrv__ready_rotate(w, gate);
+    }
+}
+
+/* ---- interest of a connection ---- */
+
+/* Brings the poller to what the connection wants. 0 or errno. */
+static int netsrv__ready_update(netsrv__worker *w, netsrv_conn *c) {
+    const unsigned from = (c->flags & NETSRV__FOREIGN) != 0 ? NETSRV__KEEP : c->interest;
+    unsigned to = 0;
+    to |= (c->flags & NETSRV__RECV_ON) != 0 ? (unsigned)NETSRV__IN : 0u;
+    to |= (c->flags & NETSRV__BLOCKED) != 0 ? (unsigned)NETSRV__OUT : 0u;
+    if (to != 0 || (c->flags & NETSRV__DEAF) == 0) {
+        to |= NETSRV__KEEP;
+        c->flags &= ~(uint32_t)NETSRV__DEAF;
+    }
+    if (to == c->interest && (c->flags & NETSRV__FOREIGN) == 0) {
+        return 0;
+    }
+    const int error = w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), from, to);
+    if (error == 0) {
+        c->interest = (uint16_t)to;
+        c->flags &= ~(uint32_t)NETSRV__FOREIGN;
+    }
+    return error;
+}
+
+static int netsrv__ready_recv_start(netsrv__worker *w, netsrv_conn *c) {
+    return netsrv__ready_update(w, c);
+}
+
+static void netsrv__ready_recv_stop(netsrv__worker *w, netsrv_conn *c) {
+    const int error = netsrv__ready_update(w, c);
+    if (error != 0) {
+        netsrv__conn_on_end(w, c, error);
+    }
+}
+
+static void netsrv__ready_detach(netsrv__worker *w, netsrv_conn *c) {
+    if (c->interest != 0 || (c->flags & NETSRV__FOREIGN) != 0) {
+        /* Before the close: an item outlives it while another process holds a duplicate. */
+        w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), NETSRV__KEEP, 0);
+        c->interest = 0;
+        c->flags &= ~(uint32_t)NETSRV__FOREIGN;
+    }
+    netsrv__conn_on_detached(w, c);
+}
+
+/* ---- output ---- */
+
+static bool netsrv__ready_would_block(int sys_errno) {
+    return sys_errno == EAGAIN || sys_errno == EWOULDBLOCK || sys_errno == EINTR ||
+           sys_errno == ENOBUFS;
+}
+
+static void netsrv__ready_block(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__conn_on_blocked(w, c);
+    const int error = netsrv__ready_update(w, c);
+    if (error != 0) {
+        netsrv__conn_on_sent(w, c, 0, error);
+    }
+}
+
+NETSRV__COLD
+static void netsrv__ready_reply_short(netsrv__worker *w, netsrv_conn *c,
+                                      const unsigned char *data, size_t n, ssize_t sent) {
+    if (sent < 0 && !netsrv__ready_would_block(errno)) {
+        netsrv__conn_on_sent(w, c, 0, errno);
+        return;
+    }
+    const size_t taken = sent > 0 ? (size_t)sent : 0;
+    netsrv__conn_on_replied(w, c, taken);
+    netsrv__ready_block(w, c);
+    netsrv__conn_on_unsent(w, c, data + taken, n - taken);
+}
+
+static void netsrv__ready_reply(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n) {
+    const ssize_t sent = netsrv__sys_send(c->fd, data, n);
+    if (NETSRV__LIKELY(sent == (ssize_t)n)) {
+        netsrv__conn_on_replied(w, c, n);
+        return;
+    }
+    netsrv__ready_reply_short(w, c, data, n, sent);
+}
+
+/* False when the kernel takes no more now. */
+static bool netsrv__ready_send_some(netsrv__worker *w, netsrv_conn *c) {
+    struct iovec iov[NETSRV__OUT_IOV];
+    const int count = netsrv__out_iov(&c->out, iov, NETSRV__OUT_IOV);
+    size_t offered = 0;
+    for (int i = 0; i < count; i++) {
+        offered += iov[i].iov_len;
+    }
+    const ssize_t sent = netsrv__sys_sendv(c->fd, iov, count);
+    if (sent < 0 && !netsrv__ready_would_block(errno)) {
+        netsrv__conn_on_sent(w, c, 0, errno);
+        return false;
+    }
+    if (sent > 0) {
+        netsrv__conn_on_sent(w, c, (size_t)sent, 0);
+    }
+    if (sent < (ssize_t)offered) {
+        netsrv__ready_block(w, c);
+        return false;
+    }
+    return true;
+}
+
+static void netsrv__ready_send(netsrv__worker *w, netsrv_conn *c) {
+    int rounds = 0;
+    while (c->out.bytes != 0 && netsrv__ready_send_some(w, c)) {
+        if (++rounds == NETSRV__OUT_ROUNDS && c->out.bytes != 0) {
+            netsrv__ready_block(w, c); /* the others first: writable is reported at once */
+            return;
+        }
+    }
+    if (c->out.bytes == 0 && c->state < NETSRV__CLOSING) {
+        const int error = netsrv__ready_update(w, c);
+        if (error != 0) {
+            netsrv__conn_on_sent(w, c, 0, error);
+        }
+    }
+}
+
+/* ---- events of a connection ---- */
+
+/* An error or hang-up while no input is wanted. With both directions over and nothing to send, it
+ * would be reported for ever: out of the poller until something is wanted again. */
+static void netsrv__ready_hang_up(netsrv__worker *w, netsrv_conn *c, uint32_t mask) {
+    const int error = netsrv__sys_socket_error(c->fd);
+    if (error != 0 || (mask & NETSRV__ERR) != 0) {
+        netsrv__conn_on_end(w, c, error != 0 ? error : ECONNRESET);
+        return;
+    }
+    c->flags |= NETSRV__DEAF;
+    netsrv__ready_update(w, c);
+}
+
+/* The end, an error, or nothing after all. */
+NETSRV__COLD
+static void netsrv__ready_recv_none(netsrv__worker *w, netsrv_conn *c, ssize_t n, uint32_t mask) {
+    const int saved = errno;
+    if (n == 0) {
+        netsrv__conn_on_end(w, c, 0);
+    } else if (saved != EAGAIN && saved != EWOULDBLOCK && saved != EINTR) {
+        netsrv__conn_on_end(w, c, saved);
+    } else if ((mask & NETSRV__ERR) != 0 && saved != EINTR) {
+        netsrv__ready_hang_up(w, c, mask);
+    }
+}
+
+/* One full buffer after another, up to bytes_per_turn: then the others have their turn. */
+NETSRV__COLD
+static void netsrv__ready_recv_more(netsrv__worker *w, netsrv_conn *c, uint32_t mask) {
+    size_t left = w->cfg->bytes_per_turn - w->own.recv_room;
+    while (left != 0 && (c->flags & NETSRV__RECV_ON) != 0) {
+        const size_t room = netsrv__util_min(w->own.recv_bytes, left);
+        const ssize_t n = netsrv__sys_recv(c->fd, w->own.recv_buffer, room);
+        if (n <= 0) {
+            netsrv__ready_recv_none(w, c, n, mask);
+            return;
+        }
+        netsrv__conn_on_recv(w, c, w->own.recv_buffer, (size_t)n);
+        left = (size_t)n < room ? 0 : left - (size_t)n;
+    }
+}
+
+static NETSRV__HOT void netsrv__ready_recv(netsrv__worker *w, netsrv_conn *c, uint32_t mask) {
+    const size_t room = w->own.recv_room;
+    const ssize_t n = netsrv__sys_recv(c->fd, w->own.recv_buffer, room);
+    if (!NETSRV__LIKELY(n > 0)) {
+        netsrv__ready_recv_none(w, c, n, mask);
+        return;
+    }
+    netsrv__conn_on_recv(w, c, w->own.recv_buffer, (size_t)n);
+    if (!NETSRV__LIKELY((size_t)n < room)) {
+        netsrv__ready_recv_more(w, c, mask);
+    }
+}
+
+/* Everything but plain input. */
+NETSRV__COLD
+static void netsrv__ready_conn_other(netsrv__worker *w, netsrv_conn *c, uint32_t mask) {
+    if ((mask & NETSRV__OUT) != 0 && (c->flags & NETSRV__BLOCKED) != 0) {
+        netsrv__conn_on_writable(w, c);
+    }
+    if ((c->flags & NETSRV__RECV_ON) != 0) {
+        if ((mask & ~(uint32_t)NETSRV__OUT) != 0) {
+            netsrv__ready_recv(w, c, mask);
+        }
+        return;
+    }
+    if ((mask & (NETSRV__ERR | NETSRV__HUP)) != 0 && c->state != NETSRV__FREE &&
+        c->state < NETSRV__CLOSING) {
+        netsrv__ready_hang_up(w, c, mask);
+    }
+}
+
+/* Input before anything that an end or error flag says: it may hold the last request. */
+static NETSRV__HOT void netsrv__ready_conn(netsrv__worker *w, netsrv_conn *c, uint32_t mask) {
+    if (NETSRV__LIKELY(mask == NETSRV__IN && (c->flags & NETSRV__RECV_ON) != 0)) {
+        netsrv__ready_recv(w, c, mask);
+        return;
+    }
+    netsrv__ready_conn_other(w, c, mask);
+}
+
+/* ---- everything else ---- */
+
+static int netsrv__ready_give(netsrv__worker *to, netsrv__arrival *arrival) {
+    NETSRV_SEAM_POINT("give");
+    const uint64_t token = (uint64_t)(uintptr_t)arrival | NETSRV__TOKEN_ARRIVAL;
+    /* Writable at once, so that the other worker opens it before the client says a word. */
+    return to->io->poller->set(to->group, arrival->fd, token, 0,
+                               NETSRV__KEEP | NETSRV__IN | NETSRV__OUT);
+}
+
+static void netsrv__ready_arrival(netsrv__worker *w, netsrv__arrival *arrival) {
+    const netsrv__arrival a = *arrival;
+    netsrv__mem_free(w->cfg, arrival, sizeof *arrival);
+    NETSRV__COUNT(w, received, 1);
+    if (!netsrv__accept_open(w, &a)) {
+        w->io->poller->set(w->group, a.fd, 0, NETSRV__KEEP, 0);
+        netsrv__accept_drop(w, &a);
+    }
+}
+
+/* At a stop, every member of a group must see its wake-up: it stays. */
+static void netsrv__ready_wake(netsrv__worker *w) {
+    NETSRV__COUNT(w, wakes, 1);
+    if (w->group->members == 1 || !atomic_load(&w->srv->stopping)) {
+        netsrv__mailbox_wake_drain(&w->group->wake);
+    }
+}
+
+NETSRV__COLD
+static void netsrv__ready_dispatch_other(netsrv__worker *w, netsrv__event event) {
+    const uint64_t value = event.token & ~(uint64_t)NETSRV__TOKEN_MASK;
+    switch ((unsigned)event.token & NETSRV__TOKEN_MASK) {
+    case NETSRV__TOKEN_LISTENER:
+        netsrv__ready_listener(w, (unsigned)(value >> 3));
+        break;
+    case NETSRV__TOKEN_ARRIVAL:
+        netsrv__ready_arrival(w, (netsrv__arrival *)(uintptr_t)value);
+        break;
+    default:
+        netsrv__ready_wake(w);
+        break;
+    }
+}
+
+static NETSRV__HOT void netsrv__ready_dispatch(netsrv__worker *w, netsrv__event event) {
+    if (!NETSRV__LIKELY((event.token & NETSRV__TOKEN_MASK) == NETSRV__TOKEN_CONN)) {
+        netsrv__ready_dispatch_other(w, event);
+        return;
+    }
+    netsrv_conn *c = netsrv__conn_of_token(w, event.token);
+    if (!NETSRV__LIKELY(c != NULL)) {
+        NETSRV__COUNT(w, stale, 1);
+        return;
+    }
+    netsrv__ready_conn(w, c, event.mask);
+}
+
+/* A poller that cannot wait any more must not make the thread spin. */
+static void netsrv__ready_wait_failed(netsrv__worker *w, int sys_errno) {
+    if (sys_errno != EINTR && sys_errno != EAGAIN) {
+        netsrv__log_line(w->cfg, NETSRV_LOG_ERROR, "worker %u cannot wait for events: %s", w->index,
+                         strerror(sys_errno));
+        netsrv__sys_nap();
+    }
+}
+
+static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
+    const uint32_t undrained = w->own.undrained;
+    int n = w->io->poller->wait(w, undrained != 0 ? 0 : timeout_ms);
+    const int saved = errno;
+    netsrv__timer_woke(w);
+    if (n < 0) {
+        netsrv__ready_wait_failed(w, saved);
+        n = 0;
+    }
+    w->own.event_count = (int)NETSRV_SEAM_EVENTS(w->own.events, (size_t)n, sizeof *w->own.events);
+    for (int i = 0; i < w->own.event_count; i++) {
+        netsrv__ready_dispatch(w, w->own.events[i]);
+    }
+    for (unsigned gate = 0; gate < w->group->gate_count; gate++) {
+        if ((undrained & w->own.undrained & (1u << gate)) != 0) {
+            netsrv__ready_listener(w, gate);
+        }
+    }
+}
+
+#define NETSRV__READY_OPS                                                                          \
+    .open = netsrv__ready_open, .close = netsrv__ready_close,                                      \
+    .listen_start = netsrv__ready_listen_start, .listen_stop = netsrv__ready_listen_stop,          \
+    .recv_start = netsrv__ready_recv_start, .recv_stop = netsrv__ready_recv_stop,                  \
+    .reply = netsrv__ready_reply, .send = netsrv__ready_send, .detach = netsrv__ready_detach,      \
+    .wait = netsrv__ready_wait
+
+/* ========================================================================== *
+ *  [backend] The backends of this build, best first
+ *  uses:   -
+ *  thread: any
+ * ========================================================================== */
+
+static const netsrv__io_ops netsrv__backend_list[] = {
+#if NETSRV__HAS_EPOLL
+    {
+        .name = "epoll",
+        .backend = NETSRV_BACKEND_EPOLL,
+        .can = NETSRV__CAN_EDGE | NETSRV__CAN_ONESHOT | NETSRV__CAN_EXCLUSIVE |
+               NETSRV__CAN_SHARE | NETSRV__CAN_GIVE,
+        .poller = &netsrv__epoll_poller,
+        .probe = netsrv__epoll_probe,
+        .give = netsrv__ready_give,
+        NETSRV__READY_OPS,
+    },
+#endif
+    {
+        .name = "poll",
+        .backend = NETSRV_BACKEND_POLL,
+        .can = 0,
+        .poller = &netsrv__poll_poller,
+        .probe = netsrv__poll_probe,
+        .give = NULL,
+        NETSRV__READY_OPS,
+    },
+};
+#define NETSRV__BACKENDS (sizeof netsrv__backend_list / sizeof *netsrv__backend_list)
+
+/* NULL if it is not in this build. */
+static const netsrv__io_ops *netsrv__backend_find(netsrv_backend backend) {
+    for (size_t i = 0; i < NETSRV__BACKENDS; i++) {
+        if (netsrv__backend_list[i].backend == backend) {
+            return &netsrv__backend_list[i];
+        }
+    }
+    return NULL;
+}
+
+/* ========================================================================== *
+ *  [place] Which worker gets a connection
+ *  uses:   sys util
+ *  thread: any accepting one
+ * ========================================================================== */
+
+static uint32_t netsrv__place_load(const netsrv_server *srv, unsigned i) {
+    return atomic_load_explicit(&srv->workers[i].load, memory_order_relaxed);
+}
+
+/* Stuck in a callback for longer than stall_ms. */
+static bool netsrv__place_stalled(const netsrv_server *srv, const netsrv__worker *self,
+                                  unsigned i) {
+    const netsrv__worker *w = &srv->workers[i];
+    const uint32_t since = atomic_load_explicit(&w->busy_since, memory_order_relaxed);
+    if (w == self || since == 0 || srv->cfg.stall_ms == NETSRV_OFF) {
+        return false;
+    }
+    return (int32_t)((uint32_t)self->own.now_ms - since) > (int32_t)srv->cfg.stall_ms;
+}
+
+/* The first from i on that is not stuck; i itself if all are. */
+static unsigned netsrv__place_free(const netsrv_server *srv, const netsrv__worker *self,
+                                   unsigned i) {
+    const unsigned n = srv->cfg.workers;
+    for (unsigned k = 0; k < n; k++) {
+        if (!netsrv__place_stalled(srv, self, (i + k) % n)) {
+            return (i + k) % n;
+        }
+    }
+    return i;
+}
+
+static unsigned netsrv__place_keep(netsrv_server *srv, netsrv__worker *self,
+                                   const netsrv__arrival *a) {
+    (void)srv;
+    (void)a;
+    return self->index;
+}
+
+static unsigned netsrv__place_round_robin(netsrv_server *srv, netsrv__worker *self,
+                                          const netsrv__arrival *a) {
+    (void)a;
+    const uint32_t turn = atomic_fetch_add_explicit(&srv->turn, 1, memory_order_relaxed);
+    return netsrv__place_free(srv, self, turn % srv->cfg.workers);
+}
+
+/* Begins at a rotating place, so that equal load is spread as well. */
+static unsigned netsrv__place_least(netsrv_server *srv, netsrv__worker *self,
+                                    const netsrv__arrival *a) {
+    (void)a;
+    const unsigned n = srv->cfg.workers;
+    const uint32_t turn = atomic_fetch_add_explicit(&srv->turn, 1, memory_order_relaxed);
+    unsigned best = netsrv__place_free(srv, self, turn % n);
+    for (unsigned k = 1; k < n; k++) {
+        const unsigned i = (turn % n + k) % n;
+        if (netsrv__place_load(srv, i) < netsrv__place_load(srv, best) &&
+            !netsrv__place_stalled(srv, self, i)) {
+            best = i;
+        }
+    }
+    return best;
+}
+
+/* The lighter of two at random (Azar and others, 1994): nearly as even as the least of all, and no
+ * worker's counter is read by everybody. */
+static unsigned netsrv__place_two_choices(netsrv_server *srv, netsrv__worker *self,
+                                          const netsrv__arrival *a) {
+    (void)a;
+    const unsigned n = srv->cfg.workers;
+    const unsigned first = netsrv__util_random(&self->own.random) % n;
+    if (n == 1) {
+        return first;
+    }
+    const unsigned step = 1 + netsrv__util_random(&self->own.random) % (n - 1);
+    const unsigned one = netsrv__place_free(srv, self, first);
+    const unsigned two = netsrv__place_free(srv, self, (first + step) % n);
+    const uint32_t load_one = netsrv__place_load(srv, one);
+    const uint32_t load_two = netsrv__place_load(srv, two);
+    if (load_one == load_two) {
+        return two == self->index && self->serves ? two : one;
+    }
+    return load_one < load_two ? one : two;
+}
+
+/* Also onto a stuck worker: the same client, the same worker is what was asked for. Unix sockets
+ * have no address and go round. */
+static unsigned netsrv__place_peer_hash(netsrv_server *srv, netsrv__worker *self,
+                                        const netsrv__arrival *a) {
+    if (a->peer.family != AF_INET && a->peer.family != AF_INET6) {
+        return netsrv__place_round_robin(srv, self, a);
+    }
+    return (unsigned)(netsrv__util_hash16(srv->seed, a->peer.ip) % srv->cfg.workers);
+}
+
+static unsigned netsrv__place_custom(netsrv_server *srv, netsrv__worker *self,
+                                     const netsrv__arrival *a) {
+    netsrv_peer peer;
+    memset(&peer, 0, sizeof peer);
+    peer.family = a->peer.family;
+    peer.port = a->peer.port;
+    memcpy(peer.address, a->peer.ip, sizeof peer.address);
+    peer.listener = a->listener;
+    const unsigned i = srv->cfg.pick(srv, &peer, self->index);
+    if (i < srv->cfg.workers) {
+        return i;
+    }
+    return self->serves ? self->index : 0;
+}
+
+static const netsrv__place_ops netsrv__place_list[] = {
+    {NETSRV_PLACE_KEEP, netsrv__place_keep},
+    {NETSRV_PLACE_ROUND_ROBIN, netsrv__place_round_robin},
+    {NETSRV_PLACE_LEAST, netsrv__place_least},
+    {NETSRV_PLACE_TWO_CHOICES, netsrv__place_two_choices},
+    {NETSRV_PLACE_PEER_HASH, netsrv__place_peer_hash},
+    {NETSRV_PLACE_CUSTOM, netsrv__place_custom},
+};
+
+static const netsrv__place_ops *netsrv__place_find(netsrv_place place) {
+    for (size_t i = 0; i < sizeof netsrv__place_list / sizeof *netsrv__place_list; i++) {
+        if (netsrv__place_list[i].place == place) {
+            return &netsrv__place_list[i];
+        }
+    }
+    return NULL;
+}
+
+/* ========================================================================== *
+ *  [worker] The turn, the mail, the phases of leaving, the thread
+ *  uses:   log mem util sys net slab out timer mailbox conn accept
+ *  thread: owner
+ * ========================================================================== */
+
+/* ---- mail and timers ---- */
+
+static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *msg) {
+    netsrv_conn *c = msg->id != 0 ? netsrv__conn_of_id(w, msg->id) : NULL;
+    switch (msg->kind) {
+    case NETSRV__MSG_ARRIVAL:
+        netsrv__accept_on_message(w, &msg->as.arrival);
+        break;
+    case NETSRV__MSG_SEND:
+        if (c != NULL) {
+            netsrv__conn_send_chunk(w, c, msg->as.chunk);
+        } else {
+            netsrv__out_chunk_free(w->srv, msg->as.chunk);
+        }
+        break;
+    case NETSRV__MSG_CLOSE:
+        if (c != NULL) {
+            netsrv__conn_close(w, c, NETSRV_CLOSE_LOCAL);
+        }
+        break;
+    case NETSRV__MSG_ABORT:
+        if (c != NULL) {
+            netsrv__conn_reset(w, c, NETSRV_CLOSE_ABORT);
+        }
+        break;
+    case NETSRV__MSG_CALL:
+        msg->as.call.fn(w->srv, w->index, msg->as.call.arg);
+        break;
+    }
+}
+
+static void netsrv__worker_read_mail(netsrv__worker *w) {
+    netsrv__msg *msgs;
+    const size_t count = netsrv__mailbox_take(&w->mailbox, &msgs);
+    for (size_t i = 0; i < count; i++) {
+        netsrv__worker_read_message(w, &msgs[i]);
+    }
+}
+
+static void netsrv__worker_run_timers(netsrv__worker *w) {
+    netsrv__link expired;
+    if (w->own.wheel.count == 0) {
+        return;
+    }
+    netsrv__util_list_init(&expired);
+    netsrv__timer_advance(&w->own.wheel, w->own.now_ms, &expired);
+    while (expired.next != &expired) {
+        char *node = (char *)expired.next;
+        netsrv_conn *c = (netsrv_conn *)(void *)(node - offsetof(netsrv_conn, timer.link));
+        netsrv__timer_stop(&w->own.wheel, &c->timer);
+        netsrv__conn_on_timer(w, c);
+    }
+}
+
+/* The one place that releases connections: nothing dies inside a batch. */
+static void netsrv__worker_bury_dead(netsrv__worker *w) {
+    netsrv_conn *c = w->own.dead;
+    w->own.dead = NULL;
+    while (c != NULL) {
+        netsrv_conn *next = c->grave_next;
+        if ((c->flags & NETSRV__DIRTY) != 0) {
+            c->grave_next = w->own.dead; /* the dirty list still names it */
+            w->own.dead = c;
+        } else {
+            const uint32_t addr_slot = c->addr_slot;
+            netsrv__slab_free(&w->own.slab, c);
+            atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_relaxed);
+            atomic_fetch_sub(&w->load, 1);
+            netsrv__accept_release(w->srv, addr_slot);
+        }
+        c = next;
+    }
+}
+
+/* How long the turn took; the clock for what follows, the next wait included. */
+static void netsrv__worker_end_turn(netsrv__worker *w) {
+    const uint64_t now_us = netsrv__sys_now_us();
+    const uint64_t took_us = now_us - w->own.turn_us;
+    w->own.now_ms = NETSRV_SEAM_CLOCK_MS(now_us / 1000u);
+    NETSRV__COUNT(w, turns, 1);
+    NETSRV__COUNT(w, bytes_in, w->own.bytes_in);
+    NETSRV__COUNT(w, bytes_out, w->own.bytes_out);
+    w->own.bytes_in = 0;
+    w->own.bytes_out = 0;
+    if (took_us > atomic_load_explicit(&w->count.longest_turn_us, memory_order_relaxed)) {
+        atomic_store_explicit(&w->count.longest_turn_us, took_us, memory_order_relaxed);
+    }
+    if (w->own.now_ms - w->own.turn_ms >= NETSRV__LONG_TURN_MS && w->own.wheel.count != 0) {
+        netsrv__conn_restamp(w, w->own.turn_ms, w->own.now_ms);
+    }
+}
+
+/* ---- leaving ---- */
+
+static bool netsrv__worker_time_over(const netsrv__worker *w) {
+    const netsrv_server *srv = w->srv;
+    return atomic_load(&srv->stop_timed) &&
+           (int32_t)((uint32_t)w->own.now_ms - atomic_load(&srv->stop_at)) >= 0;
+}
+
+static void netsrv__worker_close_listeners(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->listener_count; i++) {
+        netsrv__net_close_listener(&srv->listeners[i]);
+    }
+}
+
+/* By the last thread that watched a listener: nobody else is inside accept any more. */
+static void netsrv__worker_sweep(netsrv__worker *w) {
+    netsrv_server *srv = w->srv;
+    NETSRV_SEAM_POINT("sweep");
+    netsrv__accept_sweep(w);
+    netsrv__worker_close_listeners(srv);
+    atomic_store(&srv->swept, true);
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
+    }
+}
+
+/* Unwatches the listeners and says so. */
+static void netsrv__worker_quiesce(netsrv__worker *w) {
+    netsrv__group *g = w->group;
+    pthread_mutex_lock(&g->lock);
+    for (unsigned i = 0; i < g->gate_count; i++) {
+        if (g->gates[i].state == NETSRV__GATE_ARMED) {
+            w->io->listen_stop(w, i);
+        }
+        g->gates[i].state = NETSRV__GATE_OFF;
+    }
+    if (atomic_exchange(&g->paused, false)) {
+        atomic_fetch_sub(&w->srv->paused, 1);
+    }
+    pthread_mutex_unlock(&g->lock);
+    w->own.undrained = 0;
+    w->own.retry_ms = 0;
+    w->own.phase = w->own.phase > NETSRV__QUIET ? w->own.phase : NETSRV__QUIET;
+    NETSRV_SEAM_POINT("quiet");
+    if (atomic_fetch_sub(&w->srv->unquiet, 1) == 1) {
+        netsrv__worker_sweep(w);
+    }
+    if (g->members > 1) {
+        netsrv__mailbox_wake_signal(&g->wake); /* the next member of the group */
+    }
+}
+
+/* Input that was there before the stop has been read: at least one batch since the sweep, and the
+ * last one was not full. */
+static bool netsrv__worker_input_seen(netsrv__worker *w) {
+    const bool first = w->own.stop_turns++ == 0;
+    const bool full = w->own.event_count >= (int)w->cfg->events_per_wait;
+    return !first && (!full || w->own.stop_turns > NETSRV__STOP_TURNS);
+}
+
+/* From here on, a connection closes as soon as nothing is under way on it. */
+static void netsrv__worker_leave(netsrv__worker *w) {
+    const netsrv__slab *slab = &w->own.slab;
+    w->own.phase = NETSRV__LEAVING;
+    for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
+        netsrv_conn *c = netsrv__slab_at(slab, slot);
+        if (c->state != NETSRV__OPEN && c->state != NETSRV__HALF) {
+            continue;
+        }
+        c->flags |= NETSRV__STOPPING;
+        if ((c->flags & NETSRV__FRESH) != 0) {
+            netsrv__conn_limit(c, NETSRV__FRESH_MS);
+        }
+        netsrv__conn_mark_dirty(w, c);
+    }
+}
+
+static void netsrv__worker_force(netsrv__worker *w) {
+    const netsrv__slab *slab = &w->own.slab;
+    w->own.phase = NETSRV__FORCED;
+    for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
+        netsrv_conn *c = netsrv__slab_at(slab, slot);
+        if (c->state != NETSRV__FREE) {
+            netsrv__conn_reset(w, c, NETSRV_CLOSE_STOP);
+        }
+    }
+}
+
+/* Nothing here, nothing on the way, and from now on nothing will be sent here. */
+static bool netsrv__worker_finished(netsrv__worker *w) {
+    return atomic_load(&w->srv->swept) && atomic_load(&w->load) == 0 &&
+           w->own.slab.live == 0 && netsrv__mailbox_close(&w->mailbox);
+}
+
+/* False when the thread has nothing left to do. */
+static bool netsrv__worker_step_phase(netsrv__worker *w) {
+    netsrv_server *srv = w->srv;
+    if (NETSRV__LIKELY(!atomic_load_explicit(&srv->stopping, memory_order_acquire))) {
+        return true;
+    }
+    if (w->own.phase == NETSRV__RUNNING) {
+        netsrv__worker_quiesce(w);
+    }
+    if (!w->serves) {
+        return false;
+    }
+    if (w->own.phase == NETSRV__QUIET && atomic_load(&srv->swept) &&
+        netsrv__worker_input_seen(w)) {
+        netsrv__worker_leave(w);
+    }
+    if (w->own.phase < NETSRV__FORCED && netsrv__worker_time_over(w)) {
+        netsrv__worker_force(w);
+    }
+    return !netsrv__worker_finished(w);
+}
+
+/* ---- the turn ---- */
+
+static int netsrv__worker_until(const netsrv__worker *w, uint64_t at_ms) {
+    if (at_ms == UINT64_MAX) {
+        return -1;
+    }
+    const uint64_t left = at_ms > w->own.now_ms ? at_ms - w->own.now_ms : 0;
+    return left < INT_MAX ? (int)left : INT_MAX;
+}
+
+static uint64_t netsrv__worker_stop_deadline(const netsrv__worker *w) {
+    const netsrv_server *srv = w->srv;
+    if (w->own.phase == NETSRV__RUNNING || w->own.phase == NETSRV__FORCED ||
+        !atomic_load(&srv->stop_timed)) {
+        return UINT64_MAX;
+    }
+    const int32_t left = (int32_t)(atomic_load(&srv->stop_at) - (uint32_t)w->own.now_ms);
+    return w->own.now_ms + (uint64_t)(left > 0 ? left : 0);
+}
+
+/* How long the turn may sleep: not at all with work left over, for ever without timers. */
+static int netsrv__worker_sleep_ms(netsrv__worker *w) {
+    if (w->own.dirty != NULL || (w->own.phase == NETSRV__QUIET && w->own.stop_turns != 0)) {
+        return 0;
+    }
+    uint64_t at = netsrv__timer_next(&w->own.wheel);
+    if (w->own.retry_ms != 0 && w->own.retry_ms < at) {
+        at = w->own.retry_ms;
+    }
+    const uint64_t stop = netsrv__worker_stop_deadline(w);
+    return netsrv__worker_until(w, stop < at ? stop : at);
+}
+
+/* One turn. The backend's wait delivers a batch of results; all the rest happens once. False when
+ * the thread may end. */
+static bool netsrv__worker_turn(netsrv__worker *w) {
+    const int timeout_ms = netsrv__worker_sleep_ms(w);
+    atomic_store_explicit(&w->busy_since, 0, memory_order_relaxed);
+    w->io->wait(w, timeout_ms);
+    netsrv__worker_read_mail(w);
+    netsrv__worker_run_timers(w);
+    netsrv__accept_check_paused(w);
+    netsrv__conn_settle_dirty(w);
+    netsrv__worker_bury_dead(w);
+    netsrv__worker_end_turn(w);
+    return netsrv__worker_step_phase(w);
+}
+
+/* ---- the thread ---- */
+
+static int netsrv__worker_open(netsrv__worker *w) {
+    memset(&w->own, 0, sizeof w->own);
+    w->own.now_ms = netsrv__sys_now_ms();
+    w->own.random = w->srv->seed[0] ^ ((uint64_t)(w->index + 1) * UINT64_C(0x9e3779b97f4a7c15));
+    w->own.random += w->own.random == 0 ? 1 : 0;
+    netsrv__timer_init(&w->own.wheel, w->own.now_ms);
+    w->own.recv_bytes = w->cfg->recv_buffer_bytes;
+    w->own.recv_room = netsrv__util_min(w->own.recv_bytes, w->cfg->bytes_per_turn);
+    w->own.recv_buffer = netsrv__mem_alloc(w->cfg, w->own.recv_bytes);
+    if (w->own.recv_buffer == NULL) {
+        return ENOMEM;
+    }
+    return w->io->open(w);
+}
+
+static void netsrv__worker_close(netsrv__worker *w) {
+    NETSRV_ASSERT(w->own.slab.live == 0);
+    w->io->close(w);
+    netsrv__slab_discard(&w->own.slab, w->cfg);
+    netsrv__mem_free(w->cfg, w->own.recv_buffer, w->own.recv_bytes);
+    netsrv__mem_free(w->cfg, w->own.reply_buffer, NETSRV__REPLY_BYTES);
+    w->own.recv_buffer = NULL;
+    w->own.reply_buffer = NULL;
+    atomic_store_explicit(&w->busy_since, 0, memory_order_relaxed);
+}
+
+/* Arms the listeners of the group; its first member does so for all. */
+static int netsrv__worker_watch(netsrv__worker *w) {
+    netsrv__group *g = w->group;
+    int error = 0;
+    pthread_mutex_lock(&g->lock);
+    for (unsigned i = 0; i < g->gate_count && error == 0; i++) {
+        if (g->gates[i].state == NETSRV__GATE_OFF) {
+            error = w->io->listen_start(w, i);
+            g->gates[i].state = error == 0 ? NETSRV__GATE_ARMED : NETSRV__GATE_OFF;
+        }
+    }
+    pthread_mutex_unlock(&g->lock);
+    return error;
+}
+
+/* Waits for the word that all threads exist; false if they shall not run. */
+static bool netsrv__worker_await_go(netsrv_server *srv) {
+    pthread_mutex_lock(&srv->lock);
+    while (srv->go == 0) {
+        pthread_cond_wait(&srv->changed, &srv->lock);
+    }
+    const bool go = srv->go > 0;
+    pthread_mutex_unlock(&srv->lock);
+    return go;
+}
+
+static void netsrv__worker_report_ready(netsrv__worker *w, int error) {
+    netsrv_server *srv = w->srv;
+    pthread_mutex_lock(&srv->lock);
+    srv->ready++;
+    if (error != 0 && srv->start_error.result == NETSRV_OK) {
+        netsrv__log_error(&srv->start_error, NETSRV_SYSTEM, error,
+                          "cannot start worker %u on %s: %s", w->index, w->io->name,
+                          strerror(error));
+    }
+    pthread_cond_broadcast(&srv->changed);
+    pthread_mutex_unlock(&srv->lock);
+}
+
+static void netsrv__worker_report_end(netsrv_server *srv) {
+    pthread_mutex_lock(&srv->lock);
+    srv->alive--;
+    pthread_cond_broadcast(&srv->changed);
+    pthread_mutex_unlock(&srv->lock);
+}
+
+static void netsrv__worker_dress(const netsrv__worker *w) {
+    char name[16];
+    snprintf(name, sizeof name, "netsrv-%c%u", w->serves ? 'w' : 'a', w->index % 10000);
+    netsrv__sys_thread_name(name);
+    if (w->cpu >= 0 && netsrv__sys_pin(w->cpu) != 0) {
+        netsrv__log_line(w->cfg, NETSRV_LOG_WARN, "worker %u cannot be pinned to CPU %d: %s",
+                         w->index, w->cpu, strerror(errno));
+    }
+}
+
+/* For a worker without a loop: until nobody can send it anything any more. */
+static void netsrv__worker_drop_mail(netsrv__worker *w) {
+    while (w->serves && !netsrv__worker_finished(w)) {
+        netsrv__worker_read_mail(w);
+        netsrv__sys_nap();
+    }
+}
+
+/* From open to close. A worker that cannot start still takes part in the stop that follows, and
+ * drops what others hand to it. */
+static void netsrv__worker_run(netsrv__worker *w) {
+    int error = netsrv__worker_open(w);
+    const bool opened = error == 0;
+    if (opened && w->serves && w->cfg->on_worker_start != NULL) {
+        w->cfg->on_worker_start(w->srv, w->index);
+    }
+    if (opened) {
+        error = netsrv__worker_watch(w);
+    }
+    netsrv__worker_report_ready(w, error);
+    if (!opened) {
+        w->own.phase = NETSRV__FORCED;
+        netsrv__worker_quiesce(w);
+        netsrv__worker_drop_mail(w);
+    } else {
+        while (netsrv__worker_turn(w)) {
+        }
+    }
+    if (opened && w->serves && w->cfg->on_worker_stop != NULL) {
+        w->cfg->on_worker_stop(w->srv, w->index);
+    }
+    netsrv__worker_close(w);
+}
+
+static void *netsrv__worker_main(void *arg) {
+    netsrv__worker *w = arg;
+    netsrv_server *srv = w->srv;
+    netsrv__self = w;
+    netsrv__worker_dress(w);
+    if (netsrv__worker_await_go(srv)) {
+        netsrv__worker_run(w);
+    }
+    netsrv__worker_report_end(srv);
+    return NULL;
+}
+
+/* ========================================================================== *
+ *  [server] Making and undoing everything that a server is; start, stop, join
+ *  uses:   log mem util sys net mailbox place worker
+ *  thread: the program's; stop = any, also a signal handler
+ * ========================================================================== */
+
+static unsigned netsrv__server_sockets(const netsrv_server *srv) {
+    return srv->cfg.accept == NETSRV_ACCEPT_REUSEPORT ? srv->cfg.workers : 1;
+}
+
+static netsrv_result netsrv__server_parse(netsrv_server *srv, netsrv_error *error) {
+    for (unsigned i = 0; i < NETSRV_LISTEN_MAX && srv->cfg.listen[i] != NULL; i++) {
+        netsrv__listener *ln = &srv->listeners[i];
+        const char *wrong = netsrv__net_parse(ln, srv->cfg.listen[i]);
+        if (wrong != NULL) {
+            return netsrv__log_error(error, NETSRV_BAD_ADDRESS, 0, "listen: \"%.120s\": %s",
+                                     srv->cfg.listen[i], wrong);
+        }
+        snprintf(ln->spec, sizeof ln->spec, "%s", srv->cfg.listen[i]);
+        srv->cfg.listen[i] = ln->spec;
+        srv->listener_count++;
+    }
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__server_alloc_sockets(netsrv_server *srv, netsrv_error *error) {
+    const unsigned sockets = netsrv__server_sockets(srv);
+    for (unsigned i = 0; i < srv->listener_count; i++) {
+        netsrv__listener *ln = &srv->listeners[i];
+        ln->fds = netsrv__mem_alloc(&srv->cfg, sockets * sizeof *ln->fds);
+        if (ln->fds == NULL) {
+            return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
+        }
+        ln->fd_count = sockets;
+        for (unsigned k = 0; k < sockets; k++) {
+            ln->fds[k] = -1;
+        }
+    }
+    return NETSRV_OK;
+}
+
+/* All listeners, or none. Those still open stay. */
+static netsrv_result netsrv__server_listen(netsrv_server *srv, netsrv_error *error) {
+    for (unsigned i = 0; i < srv->listener_count; i++) {
+        netsrv__listener *ln = &srv->listeners[i];
+        if (ln->fds[0] >= 0) {
+            continue;
+        }
+        const netsrv_result result = netsrv__net_open_listener(&srv->cfg, ln, error);
+        if (result != NETSRV_OK) {
+            netsrv__worker_close_listeners(srv);
+            return result;
+        }
+        netsrv__log_line(&srv->cfg, NETSRV_LOG_INFO, "listening on %s", ln->text);
+    }
+    return NETSRV_OK;
+}
+
+/* ---- groups and workers ---- */
+
+static unsigned netsrv__server_acceptors(const netsrv_server *srv) {
+    return srv->cfg.accept == NETSRV_ACCEPT_ACCEPTOR ? srv->cfg.acceptors : 0;
+}
+
+static netsrv_result netsrv__server_init_group(netsrv_server *srv, unsigned i,
+                                               netsrv_error *error) {
+    netsrv__group *g = &srv->groups[i];
+    g->poller_fd = -1;
+    g->members = i < srv->cfg.workers ? 1 : srv->cfg.acceptors;
+    if (netsrv__mailbox_wake_open(&g->wake) != 0) {
+        const int saved = errno;
+        return netsrv__log_error(error, NETSRV_SYSTEM, saved,
+                                 "cannot make a wake-up descriptor for worker %u: %s%s", i,
+                                 strerror(saved), netsrv__net_remedy(saved));
+    }
+    if (pthread_mutex_init(&g->lock, NULL) != 0) {
+        netsrv__mailbox_wake_close(&g->wake);
+        return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
+    }
+    srv->groups_made++;
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__server_init_worker(netsrv_server *srv, unsigned i,
+                                                netsrv_error *error) {
+    netsrv__worker *w = &srv->workers[i];
+    w->srv = srv;
+    w->cfg = &srv->cfg;
+    w->io = srv->io;
+    w->index = i;
+    w->serves = i < srv->cfg.workers;
+    w->group = &srv->groups[w->serves ? i : srv->cfg.workers];
+    w->cpu = -1;
+    if (w->serves && srv->cfg.pin_workers == NETSRV_ENABLE) {
+        w->cpu = netsrv__sys_nth_cpu(i);
+    }
+    if (pthread_mutex_init(&w->mailbox.lock, NULL) != 0) {
+        return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
+    }
+    srv->boxes_made++;
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__server_init_threads(netsrv_server *srv, netsrv_error *error) {
+    const unsigned acceptors = netsrv__server_acceptors(srv);
+    netsrv_result result = NETSRV_OK;
+    srv->group_count = srv->cfg.workers + (acceptors != 0 ? 1 : 0);
+    srv->thread_count = srv->cfg.workers + acceptors;
+    srv->groups = netsrv__mem_zeroed(&srv->cfg, srv->group_count, sizeof *srv->groups);
+    srv->workers = netsrv__mem_zeroed(&srv->cfg, srv->thread_count, sizeof *srv->workers);
+    if (srv->groups == NULL || srv->workers == NULL) {
+        return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
+    }
+    for (unsigned i = 0; i < srv->group_count && result == NETSRV_OK; i++) {
+        result = netsrv__server_init_group(srv, i, error);
+    }
+    for (unsigned i = 0; i < srv->thread_count && result == NETSRV_OK; i++) {
+        result = netsrv__server_init_worker(srv, i, error);
+    }
+    return result;
+}
+
+static netsrv_result netsrv__server_init_locks(netsrv_server *srv, netsrv_error *error) {
+    netsrv__sys_random(srv->seed);
+    srv->limits.free = NETSRV__NO_SLOT;
+    if (pthread_mutex_init(&srv->limits.lock, NULL) != 0) {
+        return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
+    }
+    if (pthread_mutex_init(&srv->lock, NULL) != 0) {
+        pthread_mutex_destroy(&srv->limits.lock);
+        return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
+    }
+    netsrv__sys_cond_init(&srv->changed);
+    srv->locks_made = true;
+    return NETSRV_OK;
+}
+
+/* Undoes whatever was made, in reverse order. No thread exists. */
+static void netsrv__server_free(netsrv_server *srv) {
+    const netsrv_config cfg = srv->cfg;
+    netsrv__limits *t = &srv->limits;
+    netsrv__worker_close_listeners(srv);
+    for (unsigned i = 0; i < srv->boxes_made; i++) {
+        netsrv__mailbox_discard(&srv->workers[i].mailbox, &cfg);
+    }
+    for (unsigned i = 0; i < srv->groups_made; i++) {
+        netsrv__mailbox_wake_close(&srv->groups[i].wake);
+        pthread_mutex_destroy(&srv->groups[i].lock);
+    }
+    netsrv__mem_free(&cfg, srv->workers, srv->thread_count * sizeof *srv->workers);
+    netsrv__mem_free(&cfg, srv->groups, srv->group_count * sizeof *srv->groups);
+    for (unsigned i = 0; i < srv->listener_count; i++) {
+        netsrv__mem_free(&cfg, srv->listeners[i].fds,
+                         srv->listeners[i].fd_count * sizeof *srv->listeners[i].fds);
+    }
+    netsrv__mem_free(&cfg, t->buckets, t->bucket_count * sizeof *t->buckets);
+    netsrv__mem_free(&cfg, t->entries, t->entry_cap * sizeof *t->entries);
+    if (srv->locks_made) {
+        pthread_cond_destroy(&srv->changed);
+        pthread_mutex_destroy(&srv->lock);
+        pthread_mutex_destroy(&srv->limits.lock);
+    }
+    netsrv__mem_free(&cfg, srv, sizeof *srv);
+}
+
+/* ---- start ---- */
+
+static uint16_t netsrv__server_interest(const netsrv_config *cfg) {
+    const bool acceptor = cfg->accept == NETSRV_ACCEPT_ACCEPTOR;
+    unsigned interest = NETSRV__KEEP | NETSRV__IN;
+    if (cfg->accept == NETSRV_ACCEPT_EXCLUSIVE) {
+        interest |= NETSRV__EXCLUSIVE;
+    }
+    if (cfg->accept == NETSRV_ACCEPT_EDGE || (acceptor && cfg->trigger == NETSRV_TRIGGER_EDGE)) {
+        interest |= NETSRV__EDGE;
+    }
+    if (acceptor && cfg->trigger == NETSRV_TRIGGER_ONESHOT) {
+        interest |= NETSRV__ONESHOT;
+    }
+    return (uint16_t)interest;
+}
+
+/* Whether the threads of group i watch the listeners. */
+static bool netsrv__server_watches(const netsrv_server *srv, unsigned i) {
+    switch (srv->cfg.accept) {
+    case NETSRV_ACCEPT_SINGLE:
+        return i == 0;
+    case NETSRV_ACCEPT_ACCEPTOR:
+        return i == srv->cfg.workers;
+    default:
+        return true;
+    }
+}
+
+static void netsrv__server_set_gates(netsrv_server *srv) {
+    const bool each = netsrv__server_sockets(srv) > 1;
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__group *g = &srv->groups[i];
+        memset(g->gates, 0, sizeof g->gates);
+        g->gate_count = netsrv__server_watches(srv, i) ? srv->listener_count : 0;
+        for (unsigned k = 0; k < g->gate_count; k++) {
+            g->gates[k].fd = srv->listeners[k].fds[each ? i : 0];
+            g->gates[k].interest = netsrv__server_interest(&srv->cfg);
+        }
+        atomic_store(&g->paused, false);
+        atomic_store(&g->nudged, false);
+        netsrv__mailbox_wake_drain(&g->wake);
+    }
+}
+
+static void netsrv__server_reset(netsrv_server *srv) {
+    netsrv__server_set_gates(srv);
+    for (unsigned i = 0; i < srv->thread_count; i++) {
+        if (srv->workers[i].serves) {
+            netsrv__mailbox_reopen(&srv->workers[i].mailbox);
+        }
+    }
+    srv->ready = 0;
+    srv->go = 0;
+    memset(&srv->start_error, 0, sizeof srv->start_error);
+    atomic_store(&srv->paused, 0);
+    atomic_store(&srv->swept, false);
+    atomic_store(&srv->unquiet, srv->thread_count);
+}
+
+/* Joins every thread that was created. Under the lock, which the threads do not take any more. */
+static void netsrv__server_join(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->joinable; i++) {
+        pthread_join(srv->workers[i].thread, NULL);
+    }
+    srv->joinable = 0;
+    srv->started = false;
+    atomic_store(&srv->stop_timed, false);
+    atomic_store(&srv->stopping, false);
+}
+
+static void netsrv__server_say_go(netsrv_server *srv, int go) {
+    srv->go = go;
+    pthread_cond_broadcast(&srv->changed);
+}
+
+/* Until every thread has ended, then joins them. Under the lock. */
+static void netsrv__server_await_end(netsrv_server *srv) {
+    while (srv->alive != 0) {
+        pthread_cond_wait(&srv->changed, &srv->lock);
+    }
+    netsrv__server_join(srv);
+}
+
+static void netsrv__server_close_mail(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->thread_count; i++) {
+        netsrv__mailbox_close(&srv->workers[i].mailbox);
+    }
+}
+
+static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_error *error) {
+    for (unsigned i = 0; i < srv->thread_count; i++) {
+        netsrv__worker *w = &srv->workers[i];
+        const int failed = netsrv__sys_thread_create(&w->thread, netsrv__worker_main, w);
+        if (failed != 0) {
+            netsrv__server_say_go(srv, -1);
+            netsrv__server_await_end(srv);
+            netsrv__server_close_mail(srv);
+            netsrv__worker_close_listeners(srv);
+            return netsrv__log_error(error, NETSRV_SYSTEM, failed,
+                                     "cannot create thread %u of %u: %s; ask for fewer workers",
+                                     i + 1, srv->thread_count, strerror(failed));
+        }
+        srv->joinable++;
+        srv->alive++;
+    }
+    return NETSRV_OK;
+}
+
+/* The deadline is the earliest that anybody asked for. */
+static void netsrv__server_stop(netsrv_server *srv, uint32_t grace_ms) {
+    const uint32_t longest = (uint32_t)INT32_MAX;
+    const uint32_t at = (uint32_t)netsrv__sys_now_ms() + (grace_ms < longest ? grace_ms : longest);
+    uint32_t set = atomic_load(&srv->stop_at);
+    while (!atomic_load(&srv->stop_timed) || (int32_t)(at - set) < 0) {
+        if (atomic_compare_exchange_weak(&srv->stop_at, &set, at)) {
+            break;
+        }
+    }
+    atomic_store(&srv->stop_timed, true);
+    atomic_store(&srv->stopping, true);
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
+    }
+}
+
+/* Lets the threads run and waits until each has said that it serves. */
+static netsrv_result netsrv__server_launch(netsrv_server *srv, netsrv_error *error) {
+    netsrv__server_say_go(srv, 1);
+    while (srv->ready < srv->thread_count) {
+        pthread_cond_wait(&srv->changed, &srv->lock);
+    }
+    if (srv->start_error.result == NETSRV_OK) {
+        return NETSRV_OK;
+    }
+    *error = srv->start_error;
+    netsrv__server_stop(srv, 0);
+    netsrv__server_await_end(srv);
+    return error->result;
+}
+
+/* Under the lock. */
+static netsrv_result netsrv__server_start(netsrv_server *srv, netsrv_error *error) {
+    if (srv->started) {
+        return netsrv__log_error(error, NETSRV_BAD_STATE, 0,
+                                 "the server is running already; wait for its end first");
+    }
+    if (atomic_load(&srv->stopping)) {
+        atomic_store(&srv->stop_timed, false);
+        atomic_store(&srv->stopping, false);
+        return netsrv__log_error(error, NETSRV_STOPPED, 0,
+                                 "the server was stopped before its start");
+    }
+    netsrv_result result = netsrv__server_listen(srv, error);
+    if (result == NETSRV_OK) {
+        netsrv__server_reset(srv);
+        srv->started = true;
+        result = netsrv__server_create_threads(srv, error);
+    }
+    return result == NETSRV_OK ? netsrv__server_launch(srv, error) : result;
+}
+
+/* ---- wait ---- */
+
+static bool netsrv__server_is_own_thread(const netsrv_server *srv) {
+    return netsrv__self != NULL && netsrv__self->srv == srv;
+}
+
+static netsrv_result netsrv__server_wait(netsrv_server *srv, uint64_t until_us) {
+    netsrv_result result = NETSRV_OK;
+    if (netsrv__server_is_own_thread(srv)) {
+        return NETSRV_BAD_THREAD;
+    }
+    pthread_mutex_lock(&srv->lock);
+    while (srv->alive != 0 && result == NETSRV_OK) {
+        if (until_us == UINT64_MAX) {
+            pthread_cond_wait(&srv->changed, &srv->lock);
+        } else if (!netsrv__sys_cond_wait(&srv->changed, &srv->lock, until_us)) {
+            result = NETSRV_TIMED_OUT;
+        }
+    }
+    if (result == NETSRV_OK && srv->started) {
+        netsrv__server_join(srv);
+    }
+    pthread_mutex_unlock(&srv->lock);
+    return result;
+}
+
+/* NULL if the id names no worker of this server. */
+static netsrv__worker *netsrv__server_worker_of(netsrv_server *srv, netsrv_id id) {
+    const unsigned index = (unsigned)(id >> 22) & (NETSRV_WORKERS_MAX - 1);
+    return index < srv->cfg.workers && (id >> 32) != 0 ? &srv->workers[index] : NULL;
+}
+
+/* ========================================================================== *
+ *  [defaults] Default values, validation, and the choices left to the library
+ *  uses:   log sys backend place
+ *  thread: the one that creates the server
+ * ========================================================================== */
+
+#define NETSRV__NAME(name, text) text,
+static const char *const netsrv__defaults_backends[] = {NETSRV_BACKENDS(NETSRV__NAME)};
+static const char *const netsrv__defaults_accepts[] = {NETSRV_ACCEPTS(NETSRV__NAME)};
+static const char *const netsrv__defaults_triggers[] = {NETSRV_TRIGGERS(NETSRV__NAME)};
+static const char *const netsrv__defaults_places[] = {NETSRV_PLACES(NETSRV__NAME)};
+static const char *const netsrv__defaults_transfers[] = {NETSRV_TRANSFERS(NETSRV__NAME)};
+#undef NETSRV__NAME
+
+static const char *netsrv__defaults_name(const char *const *names, int count, int value) {
+    return value >= 0 && value < count ? names[value] : NULL;
+}
+
+static uint32_t netsrv__defaults_or(uint32_t value, uint32_t fallback) {
+    return value != 0 ? value : fallback;
+}
+
+/* The marks and bounds of the output queue, where one that was given bounds the others. */
+static void netsrv__defaults_fill_queue(netsrv_config *c) {
+    const uint64_t server = c->server_queue_max_bytes;
+    const uint32_t room = server != 0 && server < (16u << 20) ? (uint32_t)server : 16u << 20;
+    const uint32_t queue = c->high_mark_bytes > room ? c->high_mark_bytes : room;
+    c->queue_max_bytes = netsrv__defaults_or(c->queue_max_bytes, queue);
+    const uint32_t high = c->queue_max_bytes < (256u << 10) ? c->queue_max_bytes : 256u << 10;
+    c->high_mark_bytes = netsrv__defaults_or(c->high_mark_bytes, high);
+    c->low_mark_bytes = netsrv__defaults_or(c->low_mark_bytes, c->high_mark_bytes / 4);
+    if (server == 0) {
+        const uint64_t usual = UINT64_C(1) << 30;
+        c->server_queue_max_bytes = usual > c->queue_max_bytes ? usual : c->queue_max_bytes;
+    }
+}
+
+/* The one place where defaults are written, in the order of the declaration. Those of backend,
+ * accept, trigger, place and transfer depend on the system: see netsrv__defaults_choose. */
+static void netsrv__defaults_fill(netsrv_config *c) {
+    c->listen[0] = c->listen[0] != NULL ? c->listen[0] : "127.0.0.1:7000";
+    if (c->workers == 0) {
+        const unsigned cpus = netsrv__sys_cpu_count();
+        c->workers = cpus < NETSRV_WORKERS_MAX ? cpus : NETSRV_WORKERS_MAX;
+    }
+    c->share_port = c->share_port != NETSRV_DEFAULT ? c->share_port : NETSRV_DISABLE;
+    c->steer_by_cpu = c->steer_by_cpu != NETSRV_DEFAULT ? c->steer_by_cpu : NETSRV_DISABLE;
+    c->pin_workers = c->pin_workers != NETSRV_DEFAULT ? c->pin_workers : NETSRV_DISABLE;
+    c->stall_ms = netsrv__defaults_or(c->stall_ms, 250);
+    c->keep_line_end = c->keep_line_end != NETSRV_DEFAULT ? c->keep_line_end : NETSRV_DISABLE;
+    c->max_conns = netsrv__defaults_or(c->max_conns, 1000000);
+    c->max_conns_per_address = netsrv__defaults_or(c->max_conns_per_address, NETSRV_OFF);
+    c->max_accepts_per_second = netsrv__defaults_or(c->max_accepts_per_second, NETSRV_OFF);
+    c->input_max_bytes = netsrv__defaults_or(c->input_max_bytes, 1u << 20);
+    netsrv__defaults_fill_queue(c);
+    c->mailbox_max_count = netsrv__defaults_or(c->mailbox_max_count, 4096);
+    c->idle_timeout_ms = netsrv__defaults_or(c->idle_timeout_ms, NETSRV_OFF);
+    c->write_timeout_ms = netsrv__defaults_or(c->write_timeout_ms, NETSRV_OFF);
+    c->flush_timeout_ms = netsrv__defaults_or(c->flush_timeout_ms, 10000);
+    c->linger_timeout_ms = netsrv__defaults_or(c->linger_timeout_ms, 2000);
+    c->linger_max_bytes = netsrv__defaults_or(c->linger_max_bytes, 1u << 20);
+    c->backlog_count = netsrv__defaults_or(c->backlog_count, 4096);
+    c->nodelay = c->nodelay != NETSRV_DEFAULT ? c->nodelay : NETSRV_ENABLE;
+    c->keepalive_s = netsrv__defaults_or(c->keepalive_s, NETSRV_OFF);
+    c->defer_accept_s = netsrv__defaults_or(c->defer_accept_s, NETSRV_OFF);
+    c->fast_open_count = netsrv__defaults_or(c->fast_open_count, NETSRV_OFF);
+    c->events_per_wait = netsrv__defaults_or(c->events_per_wait, 256);
+    c->accepts_per_turn = netsrv__defaults_or(c->accepts_per_turn, 8);
+    c->recv_buffer_bytes = netsrv__defaults_or(c->recv_buffer_bytes, 65536);
+    c->bytes_per_turn = netsrv__defaults_or(c->bytes_per_turn, c->recv_buffer_bytes);
+    c->alloc = c->alloc != NULL ? c->alloc : netsrv__mem_default;
+}
+
+static netsrv_result netsrv__defaults_bad(netsrv_error *error, const char *field,
+                                          const char *wrong) {
+    return netsrv__log_error(error, NETSRV_BAD_CONFIG, 0, "%s: %s", field, wrong);
+}
+
+/* Numbers within their bounds, in the order of the declaration. */
+static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, netsrv_error *error) {
+    const uint32_t any = UINT32_MAX;
+    const struct {
+        const char *field;
+        uint32_t value;
+        uint32_t max; /* NETSRV_OFF included where it may be off */
+    } numbers[] = {
+        {"workers", c->workers, NETSRV_WORKERS_MAX},
+        {"acceptors", c->acceptors, NETSRV_ACCEPTORS_MAX},
+        {"stall_ms", c->stall_ms, any},
+        {"max_conns", c->max_conns, any},
+        {"max_conns_per_address", c->max_conns_per_address, any},
+        {"max_accepts_per_second", c->max_accepts_per_second, any},
+        {"input_max_bytes", c->input_max_bytes, 1u << 30},
+        {"high_mark_bytes", c->high_mark_bytes, 1u << 30},
+        {"low_mark_bytes", c->low_mark_bytes, 1u << 30},
+        {"queue_max_bytes", c->queue_max_bytes, 1u << 30},
+        {"mailbox_max_count", c->mailbox_max_count, 1u << 24},
+        {"linger_max_bytes", c->linger_max_bytes, 1u << 30},
+        {"backlog_count", c->backlog_count, INT_MAX},
+        {"events_per_wait", c->events_per_wait, 4096},
+        {"accepts_per_turn", c->accepts_per_turn, 1u << 20},
+        {"bytes_per_turn", c->bytes_per_turn, 1u << 30},
+        {"recv_buffer_bytes", c->recv_buffer_bytes, 16u << 20},
+    };
+    for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
+        if (numbers[i].value > numbers[i].max) {
+            return netsrv__log_error(error, NETSRV_BAD_CONFIG, 0,
+                                     "%s: %lu is too much; at most %lu", numbers[i].field, (unsigned long)numbers[i].value,
+                                     (unsigned long)numbers[i].max);
+        }
+    }
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__defaults_check_sizes(const netsrv_config *c, netsrv_error *error) {
+    if (c->low_mark_bytes > c->high_mark_bytes) {
+        return netsrv__defaults_bad(error, "low_mark_bytes", "is above high_mark_bytes");
+    }
+    if (c->high_mark_bytes > c->queue_max_bytes) {
+        return netsrv__defaults_bad(error, "high_mark_bytes", "is above queue_max_bytes");
+    }
+    if (c->queue_max_bytes > c->server_queue_max_bytes) {
+        return netsrv__defaults_bad(error, "queue_max_bytes", "is above server_queue_max_bytes");
+    }
+    if (c->recv_buffer_bytes < 4096) {
+        return netsrv__defaults_bad(error, "recv_buffer_bytes", "is below 4096");
+    }
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__defaults_check_enums(const netsrv_config *c, netsrv_error *error) {
+    const struct {
+        const char *field;
+        unsigned value;
+        unsigned count;
+    } enums[] = {
+        {"backend", c->backend, NETSRV_BACKEND_COUNT},
+        {"accept", c->accept, NETSRV_ACCEPT_COUNT},
+        {"trigger", c->trigger, NETSRV_TRIGGER_COUNT},
+        {"place", c->place, NETSRV_PLACE_COUNT},
+        {"transfer", c->transfer, NETSRV_TRANSFER_COUNT},
+        {"share_port", c->share_port, NETSRV_DISABLE + 1},
+        {"steer_by_cpu", c->steer_by_cpu, NETSRV_DISABLE + 1},
+        {"pin_workers", c->pin_workers, NETSRV_DISABLE + 1},
+        {"framing", c->framing, NETSRV_FRAMING_COUNT},
+        {"keep_line_end", c->keep_line_end, NETSRV_DISABLE + 1},
+        {"eof_policy", c->eof_policy, NETSRV_EOF_KEEP + 1},
+        {"overflow", c->overflow, NETSRV_OVERFLOW_REJECT + 1},
+        {"nodelay", c->nodelay, NETSRV_DISABLE + 1},
+    };
+    for (size_t i = 0; i < sizeof enums / sizeof *enums; i++) {
+        if (enums[i].value >= enums[i].count) {
+            return netsrv__defaults_bad(error, enums[i].field, "no such value");
+        }
+    }
+    return NETSRV_OK;
+}
+
+/* Fields that belong together. */
+static netsrv_result netsrv__defaults_check_pairs(const netsrv_config *c, netsrv_error *error) {
+    const bool acceptor = c->accept == NETSRV_ACCEPT_ACCEPTOR;
+    const bool reuseport = c->accept == NETSRV_ACCEPT_REUSEPORT;
+    if (c->framing == NETSRV_FRAMING_NONE && c->on_data == NULL) {
+        return netsrv__defaults_bad(error, "on_data", "is needed unless framing is set");
+    }
+    if (c->framing == NETSRV_FRAMING_LINE && c->on_frame == NULL) {
+        return netsrv__defaults_bad(error, "on_frame", "is needed with framing = line");
+    }
+    if (c->framing == NETSRV_FRAMING_NONE && c->keep_line_end == NETSRV_ENABLE) {
+        return netsrv__defaults_bad(error, "keep_line_end", "needs framing = line");
+    }
+    if (c->acceptors != 0 && !acceptor) {
+        return netsrv__defaults_bad(error, "acceptors", "needs accept = acceptor");
+    }
+    if (c->trigger != NETSRV_TRIGGER_AUTO && !acceptor) {
+        return netsrv__defaults_bad(error, "trigger",
+                                    "needs accept = acceptor (for workers: accept = edge)");
+    }
+    if (c->share_port == NETSRV_ENABLE && !reuseport) {
+        return netsrv__defaults_bad(error, "share_port", "needs accept = reuseport");
+    }
+    if (c->steer_by_cpu == NETSRV_ENABLE && !reuseport) {
+        return netsrv__defaults_bad(error, "steer_by_cpu", "needs accept = reuseport");
+    }
+    if (c->place == NETSRV_PLACE_CUSTOM && c->pick == NULL) {
+        return netsrv__defaults_bad(error, "place", "custom needs the function pick");
+    }
+    if (c->pick != NULL && c->place != NETSRV_PLACE_CUSTOM && c->place != NETSRV_PLACE_AUTO) {
+        return netsrv__defaults_bad(error, "pick", "needs place = custom");
+    }
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__defaults_check_system(const netsrv_config *c, netsrv_error *error) {
+    if (!NETSRV__LINUX && (c->pin_workers == NETSRV_ENABLE || c->steer_by_cpu == NETSRV_ENABLE ||
+                           c->defer_accept_s != NETSRV_OFF)) {
+        return netsrv__defaults_bad(error, "pin_workers, steer_by_cpu, defer_accept_s",
+                                    "exist on Linux only; leave them off");
+    }
+    return NETSRV_OK;
+}
+
+/* Names the first offending field. */
+static netsrv_result netsrv__defaults_validate(const netsrv_config *c, netsrv_error *error) {
+    netsrv_result result = netsrv__defaults_check_enums(c, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_check_numbers(c, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_check_sizes(c, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_check_pairs(c, error);
+    return result != NETSRV_OK ? result : netsrv__defaults_check_system(c, error);
+}
+
+/* ---- choices ---- */
+
+NETSRV__PRINTF(5, 6)
+static void netsrv__defaults_note(netsrv_server *srv, const char *field, const char *asked,
+                                  const char *taken, const char *format, ...) {
+    va_list args;
+    char *why = srv->why[srv->choice_count];
+    va_start(args, format);
+    vsnprintf(why, sizeof srv->why[0], format, args);
+    va_end(args);
+    const netsrv_choice choice = {field, asked, taken, why};
+    srv->choices[srv->choice_count++] = choice;
+}
+
+static netsrv_result netsrv__defaults_asked_backend(netsrv_server *srv, netsrv_error *error) {
+    const netsrv_backend asked = srv->cfg.backend;
+    const char *name = netsrv__defaults_backends[asked];
+    srv->io = netsrv__backend_find(asked);
+    if (srv->io == NULL) {
+        return netsrv__log_error(error, NETSRV_UNAVAILABLE, 0,
+                                 "backend: %s is not in this build; use auto", name);
+    }
+    const int failed = srv->io->probe();
+    if (failed != 0) {
+        return netsrv__log_error(error, NETSRV_UNAVAILABLE, failed,
+                                 "backend: %s does not work here: %s; use auto", name,
+                                 strerror(failed));
+    }
+    netsrv__defaults_note(srv, "backend", name, name, "as asked");
+    return NETSRV_OK;
+}
+
+/* The first that works. */
+static netsrv_result netsrv__defaults_choose_backend(netsrv_server *srv, netsrv_error *error) {
+    const char *failed_name = NULL;
+    int failed = 0;
+    if (srv->cfg.backend != NETSRV_BACKEND_AUTO) {
+        return netsrv__defaults_asked_backend(srv, error);
+    }
+    for (size_t i = 0; i < NETSRV__BACKENDS; i++) {
+        const netsrv__io_ops *io = &netsrv__backend_list[i];
+        const int r = io->probe();
+        if (r != 0) {
+            failed = r;
+            failed_name = io->name;
+            continue;
+        }
+        srv->io = io;
+        srv->cfg.backend = io->backend;
+        netsrv__defaults_note(srv, "backend", "auto", io->name, "%s%s%s",
+                              failed_name != NULL ? failed_name : "the best of this build",
+                              failed_name != NULL ? " does not work here: " : "",
+                              failed_name != NULL ? strerror(failed) : "");
+        return NETSRV_OK;
+    }
+    return netsrv__log_error(error, NETSRV_UNAVAILABLE, failed, "backend: none works here: %s",
+                             strerror(failed));
+}
+
+static bool netsrv__defaults_can(const netsrv_server *srv, unsigned what) {
+    return (srv->io->can & what) != 0;
+}
+
+static netsrv_result netsrv__defaults_refuse(netsrv_server *srv, netsrv_error *error,
+                                             const char *what, const char *remedy) {
+    return netsrv__log_error(error, NETSRV_UNAVAILABLE, 0, "%s is not possible with backend %s; %s",
+                             what, srv->io->name, remedy);
+}
+
+static void netsrv__defaults_auto_accept(netsrv_server *srv) {
+    netsrv_config *c = &srv->cfg;
+    const char *why;
+    if (c->workers == 1) {
+        c->accept = NETSRV_ACCEPT_SINGLE;
+        why = "there is one worker";
+    } else if (netsrv__defaults_can(srv, NETSRV__CAN_EXCLUSIVE)) {
+        c->accept = NETSRV_ACCEPT_EXCLUSIVE;
+        why = "every worker accepts and one is woken for each connection";
+    } else {
+        c->accept = NETSRV_ACCEPT_ACCEPTOR;
+        why = "the kernel here cannot wake one worker alone";
+    }
+    netsrv__defaults_note(srv, "accept", "auto", netsrv__defaults_accepts[c->accept], "%s", why);
+}
+
+static netsrv_result netsrv__defaults_check_acceptor(netsrv_server *srv, netsrv_error *error) {
+    netsrv_config *c = &srv->cfg;
+    c->acceptors = c->acceptors != 0 ? c->acceptors : 1;
+    c->trigger = c->trigger != NETSRV_TRIGGER_AUTO ? c->trigger : NETSRV_TRIGGER_LEVEL;
+    if (c->acceptors > 1 && !netsrv__defaults_can(srv, NETSRV__CAN_SHARE)) {
+        return netsrv__defaults_refuse(srv, error, "acceptors above 1",
+                                       "use acceptors = 1, or backend epoll");
+    }
+    if (c->trigger == NETSRV_TRIGGER_EDGE && !netsrv__defaults_can(srv, NETSRV__CAN_EDGE)) {
+        return netsrv__defaults_refuse(srv, error, "trigger edge",
+                                       "use trigger = level, or backend epoll");
+    }
+    if (c->trigger == NETSRV_TRIGGER_ONESHOT && !netsrv__defaults_can(srv, NETSRV__CAN_ONESHOT)) {
+        return netsrv__defaults_refuse(srv, error, "trigger oneshot",
+                                       "use trigger = level, or backend epoll");
+    }
+    return NETSRV_OK;
+}
+
+/* After the addresses are known: only sockets of our own can be many on one port. */
+static netsrv_result netsrv__defaults_check_reuseport(netsrv_server *srv, netsrv_error *error) {
+    if (NETSRV__REUSEPORT == 0) {
+        return netsrv__log_error(error, NETSRV_UNAVAILABLE, 0,
+                                 "accept: reuseport does not spread connections on this system; "
+                                 "use acceptor");
+    }
+    for (unsigned i = 0; i < srv->listener_count; i++) {
+        if (srv->listeners[i].kind != NETSRV__LISTEN_TCP) {
+            return netsrv__log_error(error, NETSRV_BAD_CONFIG, 0,
+                                     "accept: reuseport needs TCP addresses, and \"%s\" is none; "
+                                     "use exclusive or acceptor",
+                                     srv->listeners[i].spec);
+        }
+    }
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__defaults_choose_accept(netsrv_server *srv, netsrv_error *error) {
+    netsrv_config *c = &srv->cfg;
+    if (c->accept == NETSRV_ACCEPT_AUTO) {
+        netsrv__defaults_auto_accept(srv);
+    } else {
+        const char *name = netsrv__defaults_accepts[c->accept];
+        netsrv__defaults_note(srv, "accept", name, name, "as asked");
+    }
+    switch (c->accept) {
+    case NETSRV_ACCEPT_ACCEPTOR:
+        return netsrv__defaults_check_acceptor(srv, error);
+    case NETSRV_ACCEPT_REUSEPORT:
+        return netsrv__defaults_check_reuseport(srv, error);
+    case NETSRV_ACCEPT_EXCLUSIVE:
+        if (!netsrv__defaults_can(srv, NETSRV__CAN_EXCLUSIVE)) {
+            return netsrv__defaults_refuse(srv, error, "accept exclusive",
+                                           "use accept = shared or acceptor, or backend epoll");
+        }
+        return NETSRV_OK;
+    case NETSRV_ACCEPT_EDGE:
+        if (!netsrv__defaults_can(srv, NETSRV__CAN_EDGE)) {
+            return netsrv__defaults_refuse(srv, error, "accept edge",
+                                           "use accept = shared or acceptor, or backend epoll");
+        }
+        return NETSRV_OK;
+    default:
+        return NETSRV_OK;
+    }
+}
+
+static void netsrv__defaults_auto_place(netsrv_server *srv) {
+    netsrv_config *c = &srv->cfg;
+    const char *why;
+    if (c->pick != NULL) {
+        c->place = NETSRV_PLACE_CUSTOM;
+        why = "pick is set";
+    } else if (c->accept == NETSRV_ACCEPT_REUSEPORT) {
+        c->place = NETSRV_PLACE_KEEP;
+        why = "the kernel spreads over the workers' own sockets";
+    } else if (c->workers == 1 && c->accept != NETSRV_ACCEPT_ACCEPTOR) {
+        c->place = NETSRV_PLACE_KEEP;
+        why = "there is one worker";
+    } else {
+        c->place = NETSRV_PLACE_TWO_CHOICES;
+        why = "whoever accepts, the lighter of two workers gets it";
+    }
+    netsrv__defaults_note(srv, "place", "auto", netsrv__defaults_places[c->place], "%s", why);
+}
+
+static netsrv_result netsrv__defaults_choose_place(netsrv_server *srv, netsrv_error *error) {
+    netsrv_config *c = &srv->cfg;
+    if (c->place == NETSRV_PLACE_AUTO) {
+        netsrv__defaults_auto_place(srv);
+    } else {
+        const char *name = netsrv__defaults_places[c->place];
+        netsrv__defaults_note(srv, "place", name, name, "as asked");
+    }
+    srv->place = netsrv__place_find(c->place);
+    if (c->place == NETSRV_PLACE_KEEP && c->accept == NETSRV_ACCEPT_ACCEPTOR) {
+        return netsrv__log_error(error, NETSRV_BAD_CONFIG, 0,
+                                 "place: keep is not possible with accept acceptor, whose threads "
+                                 "serve nobody; use two_choices or round_robin");
+    }
+    if (c->place == NETSRV_PLACE_KEEP && c->accept == NETSRV_ACCEPT_SINGLE && c->workers > 1) {
+        return netsrv__log_error(error, NETSRV_BAD_CONFIG, 0,
+                                 "place: keep with accept single leaves every worker but one "
+                                 "without work; use two_choices, or workers = 1");
+    }
+    return NETSRV_OK;
+}
+
+static netsrv_result netsrv__defaults_choose_transfer(netsrv_server *srv, netsrv_error *error) {
+    netsrv_config *c = &srv->cfg;
+    const char *asked = netsrv__defaults_transfers[c->transfer];
+    if (c->transfer == NETSRV_TRANSFER_DIRECT && !netsrv__defaults_can(srv, NETSRV__CAN_GIVE)) {
+        return netsrv__defaults_refuse(srv, error, "transfer direct",
+                                       "use transfer = mailbox, or backend epoll");
+    }
+    const bool given = c->transfer != NETSRV_TRANSFER_AUTO;
+    c->transfer = given ? c->transfer : NETSRV_TRANSFER_MAILBOX;
+    netsrv__defaults_note(srv, "transfer", asked, netsrv__defaults_transfers[c->transfer], "%s",
+                          given ? "as asked" : "works with every backend");
+    return NETSRV_OK;
+}
+
+/* Replaces every "auto" and refuses by name what cannot work together. */
+static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *error) {
+    netsrv_result result = netsrv__defaults_choose_backend(srv, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_choose_accept(srv, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_choose_place(srv, error);
+    return result != NETSRV_OK ? result : netsrv__defaults_choose_transfer(srv, error);
+}
+
+/* ========================================================================== *
+ *  [public] The functions of the declarations: check, then hand down
+ *  uses:   log mem util sys net out mailbox conn accept server defaults
+ *  thread: as declared
+ * ========================================================================== */
+
+/* ---- life of a server ---- */
+
+static netsrv_result netsrv__public_build(netsrv_server *srv, netsrv_error *error) {
+    netsrv_result result = netsrv__defaults_validate(&srv->cfg, error);
+    result = result != NETSRV_OK ? result : netsrv__server_init_locks(srv, error);
+    result = result != NETSRV_OK ? result : netsrv__server_parse(srv, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_choose(srv, error);
+    result = result != NETSRV_OK ? result : netsrv__server_alloc_sockets(srv, error);
+    result = result != NETSRV_OK ? result : netsrv__server_init_threads(srv, error);
+    return result != NETSRV_OK ? result : netsrv__server_listen(srv, error);
+}
+
+NETSRV_API netsrv_result netsrv_create(netsrv_server **server, const netsrv_config *cfg,
+                                       netsrv_error *error) {
+    netsrv_config filled;
+    netsrv_error ignored;
+    error = error != NULL ? error : &ignored;
+    memset(error, 0, sizeof *error);
+    if (server == NULL) {
+        return netsrv__log_error(error, NETSRV_BAD_ARGUMENT, 0, "netsrv_create: server is NULL");
+    }
+    *server = NULL;
+    memset(&filled, 0, sizeof filled);
+    if (cfg != NULL) {
+        filled = *cfg;
+    }
+    netsrv__defaults_fill(&filled);
+    netsrv_server *srv = netsrv__mem_zeroed(&filled, 1, sizeof *srv);
+    if (srv == NULL) {
+        netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
+    } else {
+        srv->cfg = filled;
+        netsrv__public_build(srv, error);
+    }
+    if (error->result == NETSRV_OK) {
+        *server = srv;
+        return NETSRV_OK;
+    }
+    netsrv__log_line(&filled, NETSRV_LOG_ERROR, "%s", error->text);
+    if (srv != NULL) {
+        netsrv__server_free(srv);
+    }
+    return error->result;
+}
+
+NETSRV_API netsrv_result netsrv_start(netsrv_server *s, netsrv_error *error) {
+    netsrv_error ignored;
+    error = error != NULL ? error : &ignored;
+    memset(error, 0, sizeof *error);
+    if (netsrv__server_is_own_thread(s)) {
+        return netsrv__log_error(error, NETSRV_BAD_THREAD, 0,
+                                 "netsrv_start: not on a thread of the server");
+    }
+    pthread_mutex_lock(&s->lock);
+    const netsrv_result result = netsrv__server_start(s, error);
+    pthread_mutex_unlock(&s->lock);
+    if (result != NETSRV_OK) {
+        netsrv__log_line(&s->cfg, NETSRV_LOG_ERROR, "%s", error->text);
+    }
+    return result;
+}
+
+NETSRV_API void netsrv_stop(netsrv_server *s, uint32_t grace_ms) {
+    const int saved = errno; /* in a signal handler it is somebody else's */
+    netsrv__server_stop(s, grace_ms);
+    errno = saved;
+}
+
+NETSRV_API netsrv_result netsrv_wait(netsrv_server *s) {
+    return netsrv__server_wait(s, UINT64_MAX);
+}
+
+NETSRV_API netsrv_result netsrv_wait_for(netsrv_server *s, uint32_t timeout_ms) {
+    return netsrv__server_wait(s, netsrv__sys_now_us() + (uint64_t)timeout_ms * 1000u);
+}
+
+NETSRV_API netsrv_result netsrv_destroy(netsrv_server *s) {
+    if (s == NULL) {
+        return NETSRV_OK;
+    }
+    if (netsrv__server_is_own_thread(s)) {
+        return NETSRV_BAD_THREAD;
+    }
+    netsrv__server_stop(s, 0);
+    netsrv__server_wait(s, UINT64_MAX);
+    netsrv__server_free(s);
+    return NETSRV_OK;
+}
+
+NETSRV_API netsrv_result netsrv_run(const netsrv_config *cfg, netsrv_error *error) {
+    netsrv_server *s = NULL;
+    netsrv_result result = netsrv_create(&s, cfg, error);
+    if (result != NETSRV_OK) {
+        return result;
+    }
+    result = netsrv_start(s, error);
+    if (result == NETSRV_OK) {
+        netsrv_wait(s);
+    }
+    netsrv_destroy(s);
+    return result == NETSRV_STOPPED ? NETSRV_OK : result;
+}
+
+/* ---- questions about a server ---- */
+
+NETSRV_API const netsrv_config *netsrv_get_config(const netsrv_server *s) {
+    return &s->cfg;
+}
+
+NETSRV_API bool netsrv_get_choice(const netsrv_server *s, unsigned i, netsrv_choice *choice) {
+    if (i >= s->choice_count) {
+        return false;
+    }
+    *choice = s->choices[i];
+    return true;
+}
+
+NETSRV_API netsrv_result netsrv_get_address(const netsrv_server *s, unsigned i, char *text,
+                                            size_t n) {
+    if (i >= s->listener_count || strlen(s->listeners[i].text) >= n) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    memcpy(text, s->listeners[i].text, strlen(s->listeners[i].text) + 1);
+    return NETSRV_OK;
+}
+
+NETSRV_API uint16_t netsrv_get_port(const netsrv_server *s, unsigned i) {
+    return i < s->listener_count ? netsrv__net_listener_port(&s->listeners[i]) : 0;
+}
+
+NETSRV_API void *netsrv_user(const netsrv_server *s) {
+    return s->cfg.user;
+}
+
+NETSRV_API bool netsrv_stopping(const netsrv_server *s) {
+    return atomic_load(&s->stopping);
+}
+
+/* ---- numbers ---- */
+
+NETSRV_API netsrv_result netsrv_get_stats(const netsrv_server *s, unsigned i,
+                                          netsrv_stats *stats) {
+    if (i >= s->thread_count) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    const netsrv__worker *w = &s->workers[i];
+#define NETSRV_X(name, text)                                                                       \
+    stats->name = atomic_load_explicit(&w->count.name, memory_order_relaxed);
+    NETSRV_STATS(NETSRV_X)
+#undef NETSRV_X
+    const uint64_t load = atomic_load_explicit(&w->load, memory_order_relaxed);
+    stats->live = atomic_load_explicit(&w->open_now, memory_order_relaxed);
+    stats->travelling = load > stats->live ? load - stats->live : 0;
+    stats->queued_bytes = atomic_load_explicit(&s->queued, memory_order_relaxed);
+    return NETSRV_OK;
+}
+
+NETSRV_API void netsrv_get_total(const netsrv_server *s, netsrv_stats *stats) {
+    netsrv_stats one;
+    uint64_t longest = 0;
+    memset(stats, 0, sizeof *stats);
+    for (unsigned i = 0; netsrv_get_stats(s, i, &one) == NETSRV_OK; i++) {
+#define NETSRV_X(name, text) stats->name += one.name;
+        NETSRV_STATS(NETSRV_X)
+#undef NETSRV_X
+        stats->live += one.live;
+        stats->travelling += one.travelling;
+        longest = one.longest_turn_us > longest ? one.longest_turn_us : longest;
+    }
+    stats->longest_turn_us = longest;
+    stats->queued_bytes = atomic_load_explicit(&s->queued, memory_order_relaxed);
+}
+
+NETSRV_API unsigned netsrv_imbalance(const netsrv_server *s) {
+    uint64_t most = 0;
+    uint64_t sum = 0;
+    for (unsigned i = 0; i < s->cfg.workers; i++) {
+        const uint64_t n = atomic_load_explicit(&s->workers[i].open_now, memory_order_relaxed);
+        most = n > most ? n : most;
+        sum += n;
+    }
+    return sum != 0 ? (unsigned)(most * 100 * s->cfg.workers / sum) : 0;
+}
+
+/* ---- connections ---- */
+
+NETSRV_API netsrv_result netsrv_send(netsrv_conn *c, const void *data, size_t n) {
+    netsrv__worker *w = c->worker;
+    NETSRV__ASSERT_OWNER(w);
+    if (NETSRV__LIKELY(w->own.current == c) && netsrv__conn_lend(w, data, n)) {
+        return netsrv__conn_mark_high(w, c, w->own.reply_bytes);
+    }
+    return netsrv__conn_queue(w, c, data, n);
+}
+
+NETSRV_API void netsrv_pause(netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    if (c->state == NETSRV__OPEN) {
+        c->flags |= NETSRV__PAUSED;
+        netsrv__conn_mark_dirty(c->worker, c);
+    }
+}
+
+NETSRV_API void netsrv_resume(netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    if ((c->flags & NETSRV__PAUSED) != 0) {
+        c->flags &= ~(uint32_t)NETSRV__PAUSED;
+        c->flags |= NETSRV__RESHOW;
+        netsrv__conn_mark_dirty(c->worker, c);
+    }
+}
+
+NETSRV_API void netsrv_shutdown(netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    if (netsrv__conn_can_send(c)) {
+        c->flags |= NETSRV__FIN_WANTED;
+        netsrv__conn_stop_lending(c->worker, c);
+        netsrv__conn_mark_dirty(c->worker, c);
+    }
+}
+
+NETSRV_API void netsrv_close(netsrv_conn *c) {
+    netsrv__conn_close(c->worker, c, NETSRV_CLOSE_LOCAL);
+}
+
+NETSRV_API void netsrv_abort(netsrv_conn *c) {
+    netsrv__conn_reset(c->worker, c, NETSRV_CLOSE_ABORT);
+}
+
+NETSRV_API void netsrv_set_data(netsrv_conn *c, void *data) {
+    c->data = data;
+}
+
+NETSRV_API void *netsrv_get_data(const netsrv_conn *c) {
+    return c->data;
+}
+
+NETSRV_API void netsrv_set_idle_timeout(netsrv_conn *c, uint32_t timeout_ms) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    c->idle_ms = timeout_ms != 0 ? timeout_ms : c->worker->cfg->idle_timeout_ms;
+    netsrv__conn_mark_dirty(c->worker, c); /* the settle arms the timer */
+}
+
+NETSRV_API const char *netsrv_peer_text(const netsrv_conn *c, char *text, size_t n) {
+    return netsrv__net_text(&c->peer, text, n);
+}
+
+NETSRV_API const char *netsrv_local_text(const netsrv_conn *c, char *text, size_t n) {
+    struct sockaddr_storage sa;
+    socklen_t sa_len = sizeof sa;
+    memset(&sa, 0, sizeof sa);
+    if (c->fd >= 0 && netsrv__sys_local(c->fd, &sa, &sa_len) != 0) {
+        sa.ss_family = AF_UNSPEC;
+    }
+    const netsrv__addr a = netsrv__net_addr(&sa);
+    return netsrv__net_text(&a, text, n);
+}
+
+NETSRV_API netsrv_id netsrv_get_id(const netsrv_conn *c) {
+    return netsrv__conn_id(c);
+}
+
+NETSRV_API unsigned netsrv_get_worker(const netsrv_conn *c) {
+    return c->worker->index;
+}
+
+NETSRV_API netsrv_server *netsrv_get_server(const netsrv_conn *c) {
+    return c->worker->srv;
+}
+
+NETSRV_API unsigned netsrv_get_listener(const netsrv_conn *c) {
+    return c->listener;
+}
+
+NETSRV_API int netsrv_get_fd(const netsrv_conn *c) {
+    return c->fd;
+}
+
+NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *stats) {
+    stats->bytes_in = c->bytes_in;
+    stats->bytes_out = c->bytes_out;
+    stats->queued_bytes = netsrv__conn_queued(c->worker, c) + c->sending;
+}
+
+/* ---- from any thread ---- */
+
+static netsrv_result netsrv__public_post(netsrv_server *s, netsrv_id id, netsrv__msg_kind kind,
+                                         netsrv__chunk *chunk) {
+    netsrv__worker *w = netsrv__server_worker_of(s, id);
+    netsrv__msg msg;
+    if (w == NULL) {
+        return NETSRV_GONE;
+    }
+    memset(&msg, 0, sizeof msg);
+    msg.kind = kind;
+    msg.id = id;
+    msg.as.chunk = chunk;
+    return netsrv__mailbox_post(w, &msg, false);
+}
+
+static netsrv_result netsrv__public_send_far(netsrv_server *s, netsrv_id id, const void *data,
+                                             size_t n) {
+    bool full = false;
+    netsrv__chunk *chunk = netsrv__out_chunk_new(s, n, &full);
+    if (chunk == NULL) {
+        return full ? NETSRV_QUEUE_FULL : NETSRV_NO_MEMORY;
+    }
+    memcpy(chunk->bytes, data, n);
+    chunk->end = n;
+    const netsrv_result result = netsrv__public_post(s, id, NETSRV__MSG_SEND, chunk);
+    if (result != NETSRV_OK) {
+        netsrv__out_chunk_free(s, chunk);
+    }
+    return result;
+}
+
+NETSRV_API netsrv_result netsrv_send_to(netsrv_server *s, netsrv_id id, const void *data,
+                                        size_t n) {
+    netsrv__worker *w = netsrv__server_worker_of(s, id);
+    if (w == NULL) {
+        return NETSRV_GONE;
+    }
+    if (netsrv__self == w) {
+        netsrv_conn *c = netsrv__conn_of_id(w, id);
+        return c != NULL ? netsrv_send(c, data, n) : NETSRV_GONE;
+    }
+    return n != 0 ? netsrv__public_send_far(s, id, data, n) : NETSRV_OK;
+}
+
+static netsrv_result netsrv__public_end(netsrv_server *s, netsrv_id id, netsrv__msg_kind kind) {
+    netsrv__worker *w = netsrv__server_worker_of(s, id);
+    if (w == NULL || netsrv__self != w) {
+        return netsrv__public_post(s, id, kind, NULL);
+    }
+    netsrv_conn *c = netsrv__conn_of_id(w, id);
+    if (c == NULL) {
+        return NETSRV_GONE;
+    }
+    if (kind == NETSRV__MSG_CLOSE) {
+        netsrv_close(c);
+    } else {
+        netsrv_abort(c);
+    }
+    return NETSRV_OK;
+}
+
+NETSRV_API netsrv_result netsrv_close_id(netsrv_server *s, netsrv_id id) {
+    return netsrv__public_end(s, id, NETSRV__MSG_CLOSE);
+}
+
+NETSRV_API netsrv_result netsrv_abort_id(netsrv_server *s, netsrv_id id) {
+    return netsrv__public_end(s, id, NETSRV__MSG_ABORT);
+}
+
+NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
+                                     void (*fn)(netsrv_server *s, unsigned worker, void *arg),
+                                     void *arg) {
+    netsrv__msg msg;
+    if (worker >= s->cfg.workers || fn == NULL) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    memset(&msg, 0, sizeof msg);
+    msg.kind = NETSRV__MSG_CALL;
+    msg.as.call.fn = fn;
+    msg.as.call.arg = arg;
+    return netsrv__mailbox_post(&s->workers[worker], &msg, false);
+}
+
+NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id) {
+    netsrv__worker *w = netsrv__server_worker_of(s, id);
+    if (w == NULL || netsrv__self != w) {
+        return NULL;
+    }
+    netsrv_conn *c = netsrv__conn_of_id(w, id);
+    return c != NULL && c->state < NETSRV__CLOSING ? c : NULL;
+}
+
+/* ---- names ---- */
+
+NETSRV_API const char *netsrv_result_text(int result) {
+    return netsrv__defaults_name(netsrv__log_results, NETSRV_RESULT_COUNT, result);
+}
+
+NETSRV_API const char *netsrv_close_text(int reason) {
+    return netsrv__defaults_name(netsrv__log_closes, NETSRV_CLOSE_COUNT, reason);
+}
+
+NETSRV_API const char *netsrv_backend_name(int backend) {
+    return netsrv__defaults_name(netsrv__defaults_backends, NETSRV_BACKEND_COUNT, backend);
+}
+
+NETSRV_API const char *netsrv_accept_name(int accept) {
+    return netsrv__defaults_name(netsrv__defaults_accepts, NETSRV_ACCEPT_COUNT, accept);
+}
+
+NETSRV_API const char *netsrv_trigger_name(int trigger) {
+    return netsrv__defaults_name(netsrv__defaults_triggers, NETSRV_TRIGGER_COUNT, trigger);
+}
+
+NETSRV_API const char *netsrv_place_name(int place) {
+    return netsrv__defaults_name(netsrv__defaults_places, NETSRV_PLACE_COUNT, place);
+}
+
+NETSRV_API const char *netsrv_transfer_name(int transfer) {
+    return netsrv__defaults_name(netsrv__defaults_transfers, NETSRV_TRANSFER_COUNT, transfer);
+}
+
+#endif /* NETSRV__IMPLEMENTED */
+#endif /* NETSRV_IMPLEMENTATION */

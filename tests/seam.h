@@ -1,0 +1,259 @@
+/* seam.h: netsrv.h built with a driver behind its test seam. Include it first, in one file.
+ *
+ * The driver can count every fallible call by name, fail the n-th of all or of one name with a given
+ * errno (once, a few times, or from then on), shorten recv and send, shuffle and repeat the events
+ * of a batch, move the clock, and disturb the schedule. Everything random comes from one seed. Its
+ * counters are relaxed atomics, so that it adds no order between threads that the library lacks. */
+#ifndef SEAM_H
+#define SEAM_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define SEAM_NAMES_MAX  64
+#define SEAM_EVENT_MAX  32   /* bytes of the largest poller event */
+#define SEAM_FOREVER    (-1)
+
+/* What to do to calls; set by seam_plan before the threads that it concerns. */
+typedef struct seam_plan {
+    const char *name;      /* which call; NULL: any */
+    unsigned long nth;     /* the first to fail, counted from 1; 0: none */
+    int err;               /* what it fails with */
+    long times;            /* how often that name fails from there: 1, n, or SEAM_FOREVER */
+} seam_plan;
+
+/* Decides about one call itself: 0 or an errno. */
+typedef int (*seam_decider)(const char *name, unsigned long nth);
+
+static struct {
+    _Atomic(const char *) names[SEAM_NAMES_MAX];
+    atomic_ulong counts[SEAM_NAMES_MAX];
+    atomic_ulong total;
+
+    atomic_ulong plan_nth;
+    _Atomic(const char *) plan_name;
+    atomic_int plan_err;
+    atomic_long plan_left;
+    atomic_ulong fired;
+    _Atomic(const char *) fired_name;
+    _Atomic(seam_decider) decider;
+
+    atomic_ulong recv_clip; /* 0: off; else 1 to this many bytes */
+    atomic_ulong send_clip;
+    atomic_bool clip_exactly; /* always that many instead of a random number up to it */
+    atomic_ulong recv_first; /* clips the next recv alone, then is 0 */
+
+    atomic_bool permute;
+    atomic_bool repeat;
+    atomic_ulong clock_ms;
+    atomic_bool disturb;
+    atomic_ulong points;
+    atomic_ulong seed;
+    atomic_ulong draws;
+} seam;
+
+#define SEAM_GET(field) atomic_load_explicit(&seam.field, memory_order_relaxed)
+#define SEAM_SET(field, value) atomic_store_explicit(&seam.field, (value), memory_order_relaxed)
+#define SEAM_ADD(field, n) atomic_fetch_add_explicit(&seam.field, (n), memory_order_relaxed)
+
+/* ---- chance ----------------------------------------------------------------------------------- */
+
+static inline uint64_t seam_mix(uint64_t x) {
+    x += 0x9e3779b97f4a7c15u;
+    x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+    x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+    return x ^ (x >> 31);
+}
+
+/* A number below `n`. The same seed gives the same sequence of draws over all threads. */
+static inline unsigned long seam_draw(unsigned long n) {
+    return (unsigned long)(seam_mix(SEAM_GET(seed) * 0x10001u + SEAM_ADD(draws, 1)) % n);
+}
+
+/* ---- counting and failing calls ---------------------------------------------------------------- */
+
+static inline int seam_index(const char *name) {
+    for (int i = 0; i < SEAM_NAMES_MAX; i++) {
+        const char *have = atomic_load_explicit(&seam.names[i], memory_order_relaxed);
+        if (have == NULL &&
+            atomic_compare_exchange_strong_explicit(&seam.names[i], &have, name,
+                                                    memory_order_relaxed, memory_order_relaxed)) {
+            return i;
+        }
+        if (have == name || strcmp(have, name) == 0) {
+            return i;
+        }
+    }
+    return SEAM_NAMES_MAX - 1;
+}
+
+static inline unsigned long seam_count(const char *name) {
+    return SEAM_GET(counts[seam_index(name)]);
+}
+
+static inline int seam_fire(const char *name) {
+    const char *none = NULL;
+    atomic_compare_exchange_strong_explicit(&seam.fired_name, &none, name, memory_order_relaxed,
+                                            memory_order_relaxed);
+    SEAM_ADD(fired, 1);
+    return SEAM_GET(plan_err);
+}
+
+/* Once the n-th call has failed, `plan_left` more of its name do; negative means all. */
+static inline int seam_planned(const char *name, unsigned long overall, unsigned long nth) {
+    const unsigned long wanted = SEAM_GET(plan_nth);
+    if (wanted == 0) {
+        return 0;
+    }
+    const char *only = SEAM_GET(plan_name);
+    const char *fired = SEAM_GET(fired_name);
+    if (fired == NULL) {
+        const bool hit = only == NULL ? overall == wanted : strcmp(only, name) == 0 && nth == wanted;
+        return hit ? seam_fire(name) : 0;
+    }
+    if (strcmp(fired, name) != 0 || SEAM_GET(plan_left) == 0) {
+        return 0;
+    }
+    if (SEAM_GET(plan_left) > 0 && SEAM_ADD(plan_left, -1) <= 0) {
+        return 0;
+    }
+    return seam_fire(name);
+}
+
+static inline int seam_fault(const char *name) {
+    const unsigned long nth = SEAM_ADD(counts[seam_index(name)], 1) + 1;
+    const unsigned long overall = SEAM_ADD(total, 1) + 1;
+    const seam_decider decide = SEAM_GET(decider);
+    return decide != NULL ? decide(name, nth) : seam_planned(name, overall, nth);
+}
+
+/* ---- shortening, shuffling, time, schedule ------------------------------------------------------ */
+
+static inline size_t seam_shorter(size_t n, unsigned long most) {
+    if (most == 0 || n <= 1) {
+        return n;
+    }
+    const size_t k = SEAM_GET(clip_exactly) ? most : 1 + seam_draw(most);
+    return k < n ? k : n;
+}
+
+static inline size_t seam_clip(const char *name, size_t n) {
+    if (name[0] == 's') {
+        return seam_shorter(n, SEAM_GET(send_clip));
+    }
+    const unsigned long first = atomic_exchange_explicit(&seam.recv_first, 0, memory_order_relaxed);
+    if (first > 0) {
+        return first < n ? first : n;
+    }
+    return seam_shorter(n, SEAM_GET(recv_clip));
+}
+
+static inline void seam_swap(unsigned char *a, unsigned char *b, size_t size) {
+    unsigned char t[SEAM_EVENT_MAX];
+    memcpy(t, a, size);
+    memmove(a, b, size);
+    memcpy(b, t, size);
+}
+
+/* A repeated event takes the place of another one, which a level-triggered poller reports again. */
+static inline size_t seam_events(void *events, size_t n, size_t size) {
+    unsigned char *at = events;
+    if (n < 2 || size > SEAM_EVENT_MAX) {
+        return n;
+    }
+    if (SEAM_GET(permute)) {
+        for (size_t i = n - 1; i > 0; i--) {
+            seam_swap(at + i * size, at + seam_draw(i + 1) * size, size);
+        }
+    }
+    if (SEAM_GET(repeat) && seam_draw(2) == 0) {
+        memcpy(at + (n - 1) * size, at + seam_draw(n - 1) * size, size);
+    }
+    return n;
+}
+
+static inline uint64_t seam_clock(uint64_t real_ms) {
+    return real_ms + SEAM_GET(clock_ms);
+}
+
+static inline void seam_point(const char *name) {
+    (void)name;
+    SEAM_ADD(points, 1);
+    if (!SEAM_GET(disturb)) {
+        return;
+    }
+    const unsigned long choice = seam_draw(8);
+    if (choice < 2) {
+        sched_yield();
+        return;
+    }
+    for (volatile unsigned long i = choice < 5 ? seam_draw(400) : 0; i > 0; i--) {
+    }
+}
+
+/* ---- setting it up ------------------------------------------------------------------------------ */
+
+/* Everything off, all counts zero. Only while no server runs. */
+static inline void seam_reset(uint64_t seed) {
+    for (int i = 0; i < SEAM_NAMES_MAX; i++) {
+        SEAM_SET(counts[i], 0);
+    }
+    SEAM_SET(total, 0);
+    SEAM_SET(plan_nth, 0);
+    SEAM_SET(fired, 0);
+    SEAM_SET(fired_name, NULL);
+    SEAM_SET(decider, NULL);
+    SEAM_SET(recv_clip, 0);
+    SEAM_SET(send_clip, 0);
+    SEAM_SET(clip_exactly, false);
+    SEAM_SET(recv_first, 0);
+    SEAM_SET(permute, false);
+    SEAM_SET(repeat, false);
+    SEAM_SET(clock_ms, 0);
+    SEAM_SET(disturb, false);
+    SEAM_SET(points, 0);
+    SEAM_SET(draws, 0);
+    SEAM_SET(seed, (unsigned long)seed);
+}
+
+/* The n-th counts from the last seam_reset. */
+static inline void seam_fail(seam_plan plan) {
+    SEAM_SET(plan_nth, 0);
+    SEAM_SET(fired, 0);
+    SEAM_SET(fired_name, NULL);
+    SEAM_SET(plan_name, plan.name);
+    SEAM_SET(plan_err, plan.err);
+    SEAM_SET(plan_left, plan.times < 0 ? -1 : plan.times - 1);
+    SEAM_SET(plan_nth, plan.nth);
+}
+
+/* The next `times` calls of that name. */
+static inline void seam_fail_next(const char *name, int err, long times) {
+    seam_fail((seam_plan){ name, seam_count(name) + 1, err, times });
+}
+
+static inline void seam_fail_stop(void) {
+    SEAM_SET(plan_nth, 0);
+}
+
+#define NETSRV_SEAM_FAULT(name)           seam_fault(name)
+#define NETSRV_SEAM_CLIP(name, n)         seam_clip((name), (n))
+#define NETSRV_SEAM_EVENTS(ev, n, size)   seam_events((ev), (n), (size))
+#define NETSRV_SEAM_CLOCK_MS(real)        seam_clock(real)
+#define NETSRV_SEAM_POINT(name)           seam_point(name)
+
+#ifndef NETSRV_DEBUG
+#define NETSRV_DEBUG
+#endif
+#define NETSRV_IMPLEMENTATION
+#include "../netsrv.h"
+
+#endif /* SEAM_H */

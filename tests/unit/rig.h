@@ -1,0 +1,388 @@
+/* rig.h: a server under test with counting callbacks, and blocking clients with deadlines.
+ * Include it after seam.h (or after netsrv.h). */
+#ifndef RIG_H
+#define RIG_H
+
+#include "check.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <pthread.h>
+#include <stdarg.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <sys/un.h>
+
+#define PEER_DEADLINE_MS 10000
+
+/* ---- a log that can be asked ------------------------------------------------------------------- */
+
+#define RIG_LOG_BYTES 65536
+
+static struct {
+    pthread_mutex_t lock;
+    char text[RIG_LOG_BYTES];
+    size_t used;
+    unsigned long lines[NETSRV_LOG_DEBUG + 1];
+} rig_log_book = { .lock = PTHREAD_MUTEX_INITIALIZER };
+
+static inline void rig_log(void *user, netsrv_log_level level, const char *text) {
+    (void)user;
+    pthread_mutex_lock(&rig_log_book.lock);
+    CHECK(level <= NETSRV_LOG_DEBUG);
+    CHECK(text != NULL && strchr(text, '\n') == NULL);
+    rig_log_book.lines[level]++;
+    const size_t room = RIG_LOG_BYTES - rig_log_book.used;
+    const int n = snprintf(rig_log_book.text + rig_log_book.used, room, "%d %s\n", (int)level, text);
+    if (n > 0 && (size_t)n < room) {
+        rig_log_book.used += (size_t)n;
+    }
+    pthread_mutex_unlock(&rig_log_book.lock);
+}
+
+static inline void rig_log_clear(void) {
+    pthread_mutex_lock(&rig_log_book.lock);
+    memset(rig_log_book.text, 0, sizeof rig_log_book.text);
+    memset(rig_log_book.lines, 0, sizeof rig_log_book.lines);
+    rig_log_book.used = 0;
+    pthread_mutex_unlock(&rig_log_book.lock);
+}
+
+static inline bool rig_log_has(const char *text) {
+    pthread_mutex_lock(&rig_log_book.lock);
+    const bool has = strstr(rig_log_book.text, text) != NULL;
+    pthread_mutex_unlock(&rig_log_book.lock);
+    return has;
+}
+
+static inline unsigned long rig_log_lines(netsrv_log_level level) {
+    pthread_mutex_lock(&rig_log_book.lock);
+    const unsigned long n = rig_log_book.lines[level];
+    pthread_mutex_unlock(&rig_log_book.lock);
+    return n;
+}
+
+/* ---- callbacks that count ---------------------------------------------------------------------- */
+
+static struct {
+    atomic_ulong opens;
+    atomic_ulong closes;
+    atomic_ulong eofs;
+    atomic_ulong drains;
+    atomic_ulong bytes;
+    atomic_ulong reasons[NETSRV_CLOSE_COUNT];
+    atomic_int last_errno;
+} rig_seen;
+
+static inline void rig_seen_clear(void) {
+    atomic_store(&rig_seen.opens, 0);
+    atomic_store(&rig_seen.closes, 0);
+    atomic_store(&rig_seen.eofs, 0);
+    atomic_store(&rig_seen.drains, 0);
+    atomic_store(&rig_seen.bytes, 0);
+    for (int i = 0; i < NETSRV_CLOSE_COUNT; i++) {
+        atomic_store(&rig_seen.reasons[i], 0);
+    }
+    atomic_store(&rig_seen.last_errno, 0);
+}
+
+static inline void rig_on_open(netsrv_conn *c) {
+    (void)c;
+    atomic_fetch_add(&rig_seen.opens, 1);
+}
+
+static inline size_t rig_on_data(netsrv_conn *c, const void *data, size_t n) {
+    atomic_fetch_add(&rig_seen.bytes, n);
+    netsrv_send(c, data, n);
+    return n;
+}
+
+static inline void rig_on_eof(netsrv_conn *c) {
+    (void)c;
+    atomic_fetch_add(&rig_seen.eofs, 1);
+}
+
+static inline void rig_on_drain(netsrv_conn *c) {
+    (void)c;
+    atomic_fetch_add(&rig_seen.drains, 1);
+}
+
+static inline void rig_on_close(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
+    CHECK((unsigned)reason < NETSRV_CLOSE_COUNT);
+    CHECK((reason == NETSRV_CLOSE_ERROR) == (sys_errno != 0));
+    CHECK_EQ(netsrv_send(c, "x", 1), NETSRV_GONE);
+    atomic_fetch_add(&rig_seen.reasons[reason], 1);
+    atomic_store(&rig_seen.last_errno, sys_errno);
+    atomic_fetch_add(&rig_seen.closes, 1);
+}
+
+static inline unsigned long rig_reason(netsrv_close_reason reason) {
+    return atomic_load(&rig_seen.reasons[reason]);
+}
+
+static inline unsigned long rig_closes(void) {
+    return atomic_load(&rig_seen.closes);
+}
+
+static inline unsigned long rig_opens(void) {
+    return atomic_load(&rig_seen.opens);
+}
+
+/* ---- the server --------------------------------------------------------------------------------- */
+
+/* An echo server on a free port of the loopback; tests change what they are about. */
+static inline netsrv_config rig_config(netsrv_backend backend, unsigned workers) {
+    netsrv_config cfg = { 0 };
+    cfg.listen[0] = "127.0.0.1:0";
+    cfg.on_open = rig_on_open;
+    cfg.on_data = rig_on_data;
+    cfg.on_eof = rig_on_eof;
+    cfg.on_drain = rig_on_drain;
+    cfg.on_close = rig_on_close;
+    cfg.on_log = rig_log;
+    cfg.alloc = check_alloc;
+    cfg.backend = backend;
+    cfg.workers = workers;
+    return cfg;
+}
+
+static inline netsrv_server *rig_start(const netsrv_config *cfg) {
+    netsrv_server *s = NULL;
+    netsrv_error error;
+    rig_seen_clear();
+    rig_log_clear();
+    if (netsrv_create(&s, cfg, &error) != NETSRV_OK) {
+        fprintf(stderr, "netsrv_create: %s\n", error.text);
+    }
+    REQUIRE(s != NULL);
+    if (netsrv_start(s, &error) != NETSRV_OK) {
+        fprintf(stderr, "netsrv_start: %s\n", error.text);
+    }
+    REQUIRE(error.result == NETSRV_OK);
+    return s;
+}
+
+/* After the end nothing is live, travelling or queued, and whatever was opened was closed. */
+static inline void rig_check_ended(netsrv_server *s) {
+    netsrv_stats total;
+    netsrv_get_total(s, &total);
+    CHECK_EQ(total.live, 0);
+    CHECK_EQ(total.travelling, 0);
+    CHECK_EQ(total.queued_bytes, 0);
+    CHECK_EQ(total.opened, total.closed);
+    CHECK_EQ(rig_opens(), rig_closes());
+}
+
+static inline void rig_end(netsrv_server *s) {
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(20000)), NETSRV_OK);
+    rig_check_ended(s);
+    CHECK_EQ(netsrv_destroy(s), NETSRV_OK);
+}
+
+static inline void rig_stop(netsrv_server *s, uint32_t grace_ms) {
+    netsrv_stop(s, grace_ms);
+    rig_end(s);
+}
+
+static inline netsrv_stats rig_total(netsrv_server *s) {
+    netsrv_stats total;
+    netsrv_get_total(s, &total);
+    return total;
+}
+
+static inline void rig_nothing(netsrv_server *s, unsigned worker, void *done) {
+    (void)s;
+    (void)worker;
+    atomic_fetch_add((atomic_ulong *)done, 1);
+}
+
+/* Lets every worker take a turn, so that it looks at the clock. */
+static inline void rig_poke(netsrv_server *s) {
+    atomic_ulong done = 0;
+    const unsigned n = netsrv_get_config(s)->workers;
+    for (unsigned i = 0; i < n; i++) {
+        CHECK_EQ(netsrv_post(s, i, rig_nothing, &done), NETSRV_OK);
+    }
+    CHECK_WITHIN(10000, atomic_load(&done) == n);
+}
+
+/* ---- blocking clients ----------------------------------------------------------------------------- */
+
+enum { PEER_FIN = 0, PEER_STUCK = -1 }; /* how a stream ended, else an errno */
+
+static inline void peer_deadline(int fd, uint64_t ms) {
+    const struct timeval t = { (time_t)(ms / 1000), (suseconds_t)(ms % 1000 * 1000) };
+    setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &t, sizeof t);
+    setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &t, sizeof t);
+}
+
+static inline struct sockaddr_in peer_loopback(uint8_t last, uint16_t port) {
+    struct sockaddr_in a;
+    memset(&a, 0, sizeof a);
+    a.sin_family = AF_INET;
+    a.sin_port = htons(port);
+    a.sin_addr.s_addr = htonl(0x7f000000u | last);
+    return a;
+}
+
+/* From 127.0.0.`from`, or from any address if that is 0. -1 if it did not work. */
+static inline int peer_connect_from(uint8_t from, uint16_t port, uint64_t deadline_ms) {
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (fd < 0) {
+        return -1;
+    }
+    peer_deadline(fd, deadline_ms);
+    const struct sockaddr_in source = peer_loopback(from, 0);
+    const struct sockaddr_in target = peer_loopback(1, port);
+    const int one = 1;
+    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    const bool bound = from == 0 || bind(fd, (const struct sockaddr *)&source, sizeof source) == 0;
+    if (!bound || connect(fd, (const struct sockaddr *)&target, sizeof target) != 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static inline int peer_connect(uint16_t port) {
+    const int fd = peer_connect_from(0, port, check_scaled(PEER_DEADLINE_MS));
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* "/path" or "@name". */
+static inline int peer_connect_unix(const char *where) {
+    struct sockaddr_un a;
+    memset(&a, 0, sizeof a);
+    a.sun_family = AF_UNIX;
+    const size_t n = strlen(where);
+    REQUIRE(n < sizeof a.sun_path);
+    memcpy(a.sun_path, where, n);
+    if (where[0] == '@') {
+        a.sun_path[0] = '\0';
+    }
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    peer_deadline(fd, check_scaled(PEER_DEADLINE_MS));
+    const socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
+    if (connect(fd, (const struct sockaddr *)&a, len) != 0) {
+        close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+static inline bool peer_send(int fd, const void *data, size_t n) {
+    const char *at = data;
+    while (n > 0) {
+        const ssize_t k = send(fd, at, n, MSG_NOSIGNAL);
+        if (k < 0 && errno == EINTR) {
+            continue;
+        }
+        if (k <= 0) {
+            return false;
+        }
+        at += k;
+        n -= (size_t)k;
+    }
+    return true;
+}
+
+static inline bool peer_say(int fd, const char *text) {
+    return peer_send(fd, text, strlen(text));
+}
+
+/* Reads until n bytes, the end, an error or the deadline; *end says which, if fewer came. */
+static inline size_t peer_recv_end(int fd, void *data, size_t n, int *end) {
+    char *at = data;
+    size_t have = 0;
+    while (have < n) {
+        const ssize_t k = recv(fd, at + have, n - have, 0);
+        if (k < 0 && errno == EINTR) {
+            continue;
+        }
+        if (k <= 0) {
+            *end = k == 0 ? PEER_FIN : errno == EAGAIN ? PEER_STUCK : errno;
+            return have;
+        }
+        have += (size_t)k;
+    }
+    return have;
+}
+
+static inline size_t peer_recv(int fd, void *data, size_t n) {
+    int end = 0;
+    return peer_recv_end(fd, data, n, &end);
+}
+
+static inline bool peer_gets(int fd, const char *text) {
+    char have[4096];
+    const size_t n = strlen(text);
+    return n <= sizeof have && peer_recv(fd, have, n) == n && memcmp(have, text, n) == 0;
+}
+
+/* Discards what comes and tells how the stream ends. */
+static inline int peer_end(int fd) {
+    static _Thread_local char bin[65536];
+    int end = PEER_STUCK;
+    while (peer_recv_end(fd, bin, sizeof bin, &end) == sizeof bin) {
+    }
+    return end;
+}
+
+/* Discards n bytes of the stream; how many came. */
+static inline size_t peer_skip(int fd, size_t n) {
+    static _Thread_local char bin[65536];
+    size_t have = 0;
+    while (have < n) {
+        const size_t want = n - have < sizeof bin ? n - have : sizeof bin;
+        const size_t k = peer_recv(fd, bin, want);
+        have += k;
+        if (k < want) {
+            break;
+        }
+    }
+    return have;
+}
+
+static inline void peer_reset(int fd) {
+    const struct linger now = { 1, 0 };
+    setsockopt(fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+    close(fd);
+}
+
+/* True if nothing can be read within `ms`. */
+static inline bool peer_silent(int fd, int ms) {
+    struct pollfd p = { fd, POLLIN, 0 };
+    return poll(&p, 1, ms) == 0;
+}
+
+/* Bytes that differ with position and seed. */
+static inline void peer_fill(unsigned char *at, size_t n, unsigned seed) {
+    for (size_t i = 0; i < n; i++) {
+        at[i] = (unsigned char)((i * 31u + i / 251u + seed * 17u) & 0xffu);
+    }
+}
+
+/* A short round trip over a fresh connection. */
+static inline bool peer_served(uint16_t port) {
+    const int fd = peer_connect(port);
+    const bool ok = fd >= 0 && peer_say(fd, "served?") && peer_gets(fd, "served?");
+    close(fd);
+    return ok;
+}
+
+static const netsrv_backend rig_backends[] = { NETSRV_BACKEND_EPOLL, NETSRV_BACKEND_POLL };
+#define RIG_BACKENDS (sizeof rig_backends / sizeof rig_backends[0])
+
+/* Runs a program's cases once for each backend. */
+static inline void rig_each_backend(void (*cases)(netsrv_backend backend)) {
+    for (size_t i = 0; i < RIG_BACKENDS; i++) {
+        check_state.variant = netsrv_backend_name((int)rig_backends[i]);
+        cases(rig_backends[i]);
+    }
+    check_state.variant = "";
+}
+
+#endif /* RIG_H */

@@ -1,0 +1,396 @@
+/* stop.c: the end in order: what is under way is finished, what is idle goes, nothing is forgotten, and
+ * nobody can hold the server beyond the grace time. */
+#include "../seam.h"
+
+#include "rig.h"
+
+#define MANY 30
+
+static void small_send_buffer(netsrv_conn *c) {
+    const int bytes = 4096;
+    setsockopt(netsrv_get_fd(c), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    rig_on_open(c);
+}
+
+static netsrv_config with_accept(netsrv_backend b, netsrv_accept accept) {
+    netsrv_config cfg = rig_config(b, 3);
+    cfg.accept = accept;
+    cfg.place = accept == NETSRV_ACCEPT_REUSEPORT ? NETSRV_PLACE_KEEP : NETSRV_PLACE_ROUND_ROBIN;
+    return cfg;
+}
+
+static bool accepts(netsrv_backend b, int accept) {
+    return b != NETSRV_BACKEND_POLL ||
+           (accept != NETSRV_ACCEPT_EXCLUSIVE && accept != NETSRV_ACCEPT_EDGE);
+}
+
+/* ---- replies under way --------------------------------------------------------------------------- */
+
+static size_t big_reply(netsrv_conn *c, const void *data, size_t n) {
+    static unsigned char bytes[200000];
+    (void)data;
+    peer_fill(bytes, sizeof bytes, 6);
+    netsrv_send(c, bytes, sizeof bytes);
+    return n;
+}
+
+static void replies_are_finished(netsrv_backend b) {
+    static unsigned char expected[200000];
+    static unsigned char have[200000];
+    int fd[MANY];
+    netsrv_config cfg = rig_config(b, 2);
+    cfg.on_open = small_send_buffer;
+    cfg.on_data = big_reply;
+    peer_fill(expected, sizeof expected, 6);
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < MANY; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        peer_say(fd[i], "x");
+        CHECK_EQ(peer_recv(fd[i], have, 100), 100);
+    }
+    netsrv_stop(s, 20000);
+    for (int i = 0; i < MANY; i++) {
+        CHECK_EQ(peer_recv(fd[i], have + 100, sizeof have - 100), sizeof have - 100);
+        CHECK_MEM(have, sizeof have, expected, sizeof expected);
+        CHECK_EQ(peer_end(fd[i]), PEER_FIN);
+        close(fd[i]);
+    }
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(2000)), NETSRV_OK);
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_STOP), MANY);
+    rig_end(s);
+}
+
+static void idle_ones_go_at_once(netsrv_backend b) {
+    int fd[MANY];
+    const netsrv_config cfg = rig_config(b, 2);
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < MANY; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], "x") && peer_gets(fd[i], "x"));
+    }
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 20000);
+    for (int i = 0; i < MANY; i++) {
+        CHECK_EQ(peer_end(fd[i]), PEER_FIN);
+        close(fd[i]);
+    }
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(5000)), NETSRV_OK);
+    CHECK_LE(check_now_ms() - began, check_scaled(1000));
+    rig_end(s);
+}
+
+/* Connected but silent so far: such a client gets a moment to speak, and no more than that. */
+static void silent_ones_get_a_moment(netsrv_backend b) {
+    const netsrv_config cfg = rig_config(b, 2);
+    netsrv_server *s = rig_start(&cfg);
+    const int quick = peer_connect(netsrv_get_port(s, 0));
+    const int silent = peer_connect(netsrv_get_port(s, 0));
+    CHECK_WITHIN(5000, rig_opens() == 2);
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 20000);
+    CHECK_WITHIN(5000, netsrv_stopping(s));
+    CHECK(peer_say(quick, "just in time") && peer_gets(quick, "just in time"));
+    CHECK_EQ(peer_end(quick), PEER_FIN);
+    CHECK_EQ(peer_end(silent), PEER_FIN);
+    CHECK_LE(check_now_ms() - began, check_scaled(1500));
+    close(quick);
+    close(silent);
+    rig_end(s);
+}
+
+/* ---- who holds out -------------------------------------------------------------------------------- */
+
+static void never_reading(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 2);
+    cfg.on_open = small_send_buffer;
+    cfg.on_data = big_reply;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    const int bytes = 2048;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    peer_say(fd, "x");
+    CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 300);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(5000)), NETSRV_OK);
+    CHECK_GE(check_now_ms() - began, 300);
+    CHECK_LE(check_now_ms() - began, check_scaled(400));
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_STOP), 1);
+    close(fd);
+    rig_end(s);
+}
+
+static void shorter_grace_counts(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 2);
+    cfg.on_open = small_send_buffer;
+    cfg.on_data = big_reply;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    const int bytes = 2048;
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    peer_say(fd, "x");
+    CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
+    netsrv_stop(s, 60000);
+    CHECK_EQ(netsrv_wait_for(s, 20), NETSRV_TIMED_OUT);
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 100);
+    netsrv_stop(s, 60000);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(5000)), NETSRV_OK);
+    CHECK_GE(check_now_ms() - began, 100);
+    CHECK_LE(check_now_ms() - began, check_scaled(300));
+    close(fd);
+    rig_end(s);
+}
+
+static void at_once(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 2);
+    cfg.on_open = small_send_buffer;
+    cfg.on_data = big_reply;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    peer_say(fd, "x");
+    CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 60000);
+    netsrv_stop(s, 0);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(5000)), NETSRV_OK);
+    CHECK_LE(check_now_ms() - began, check_scaled(200));
+    CHECK_NE(peer_end(fd), PEER_STUCK);
+    close(fd);
+    rig_end(s);
+}
+
+/* A client that lingers after our FIN must not hold the end either. */
+static void lingering_peer(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 1);
+    cfg.linger_timeout_ms = 60000;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "x") && peer_gets(fd, "x"));
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 300);
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(5000)), NETSRV_OK);
+    CHECK_LE(check_now_ms() - began, check_scaled(500));
+    close(fd);
+    rig_end(s);
+}
+
+/* ---- what is on its way at the stop ------------------------------------------------------------------ */
+
+/* Their handshake is done and their question is sent: all are answered, on every way in. */
+static void waiting_clients_are_served(netsrv_backend b, int accept) {
+    enum { N = 60 };
+    int fd[N];
+    const netsrv_config cfg = with_accept(b, (netsrv_accept)accept);
+    netsrv_server *s = rig_start(&cfg);
+    unsigned served = 0;
+    for (int i = 0; i < N; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], "question"));
+    }
+    netsrv_stop(s, 5000);
+    for (int i = 0; i < N; i++) {
+        served += peer_gets(fd[i], "question");
+        CHECK_EQ(peer_end(fd[i]), PEER_FIN);
+        close(fd[i]);
+    }
+    if (!CHECK_EQ(served, N)) {
+        fprintf(stderr, "  accept=%s\n", netsrv_accept_name(accept));
+    }
+    CHECK_EQ(rig_opens(), N);
+    rig_end(s);
+}
+
+static void waiting_clients_each(netsrv_backend b) {
+    for (int accept = NETSRV_ACCEPT_SINGLE; accept < NETSRV_ACCEPT_COUNT; accept++) {
+        for (int i = 0; accepts(b, accept) && i < 5; i++) {
+            waiting_clients_are_served(b, accept);
+        }
+    }
+}
+
+/* After the stop nobody gets in: the port is closed, and free for the next start. */
+static void nobody_gets_in(netsrv_backend b) {
+    const netsrv_config cfg = rig_config(b, 2);
+    netsrv_server *s = rig_start(&cfg);
+    const uint16_t port = netsrv_get_port(s, 0);
+    netsrv_stop(s, 1000);
+    CHECK_EQ(netsrv_wait(s), NETSRV_OK);
+    const int fd = peer_connect_from(0, port, check_scaled(1000));
+    CHECK_EQ(fd, -1);
+    CHECK_EQ(netsrv_start(s, NULL), NETSRV_OK);
+    CHECK_EQ(netsrv_get_port(s, 0), port);
+    CHECK(peer_served(port));
+    rig_stop(s, 0);
+}
+
+/* An inherited listener belongs to others as well: it goes on listening after our end. */
+static void inherited_listener_lives_on(netsrv_backend b) {
+    char text[16];
+    struct sockaddr_in a = peer_loopback(1, 0);
+    socklen_t len = sizeof a;
+    netsrv_config cfg = rig_config(b, 2);
+    const int fd = socket(AF_INET, SOCK_STREAM, 0);
+    REQUIRE(bind(fd, (const struct sockaddr *)&a, sizeof a) == 0 && listen(fd, 16) == 0);
+    getsockname(fd, (struct sockaddr *)&a, &len);
+    snprintf(text, sizeof text, "fd:%d", fd);
+    cfg.listen[0] = text;
+    netsrv_server *s = rig_start(&cfg);
+    CHECK_EQ(netsrv_get_port(s, 0), ntohs(a.sin_port));
+    CHECK(peer_served(ntohs(a.sin_port)));
+    rig_stop(s, 1000);
+    const int client = peer_connect(ntohs(a.sin_port));
+    const int accepted = accept(fd, NULL, NULL);
+    CHECK_GE(accepted, 0);
+    close(accepted);
+    close(client);
+    close(fd);
+}
+
+/* ---- stop while the listener is paused --------------------------------------------------------------------- */
+
+static void stop_while_paused(netsrv_backend b) {
+    const netsrv_config cfg = rig_config(b, 2);
+    netsrv_server *s = rig_start(&cfg);
+    seam_fail_next("accept4", EMFILE, SEAM_FOREVER);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK_WITHIN(5000, SEAM_GET(fired) > 0);
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 300);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(5000)), NETSRV_OK);
+    CHECK_LE(check_now_ms() - began, check_scaled(1000));
+    seam_fail_stop();
+    close(fd);
+    rig_end(s);
+    seam_reset(0);
+}
+
+static void stop_while_full(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 2);
+    cfg.max_conns = 1;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    const int waiting = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "x") && peer_gets(fd, "x"));
+    const uint64_t began = check_now_ms();
+    netsrv_stop(s, 500);
+    CHECK_NE(peer_end(fd), PEER_STUCK);
+    close(fd);
+    CHECK_NE(peer_end(waiting), PEER_STUCK);
+    close(waiting);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(5000)), NETSRV_OK);
+    CHECK_LE(check_now_ms() - began, check_scaled(1500));
+    rig_end(s);
+}
+
+/* ---- stop under load, over and over --------------------------------------------------------------------------- */
+
+static atomic_bool over;
+static atomic_int load_port;
+static atomic_ulong answered;
+
+static void one_question(uint16_t port) {
+    const int fd = peer_connect_from(0, port, 2000);
+    if (fd < 0) {
+        return;
+    }
+    char back[3] = "";
+    const bool asked = peer_say(fd, "ask");
+    const size_t n = peer_recv(fd, back, 3);
+    CHECK(n == 0 || memcmp(back, "ask", n) == 0);
+    atomic_fetch_add(&answered, asked && n == 3);
+    close(fd);
+}
+
+static void *load(void *arg) {
+    (void)arg;
+    while (!atomic_load(&over)) {
+        const int port = atomic_load(&load_port);
+        if (port == 0) {
+            check_nap();
+        } else {
+            one_question((uint16_t)port);
+        }
+    }
+    return NULL;
+}
+
+static void one_cycle(netsrv_backend b, unsigned i) {
+    int accept = (int)(i % NETSRV_ACCEPT_COUNT);
+    accept = accepts(b, accept) ? accept : NETSRV_ACCEPT_SHARED;
+    netsrv_config cfg = with_accept(b, (netsrv_accept)accept);
+    cfg.transfer = accept == NETSRV_ACCEPT_ACCEPTOR && b == NETSRV_BACKEND_EPOLL && i % 2 == 0
+                       ? NETSRV_TRANSFER_DIRECT
+                       : NETSRV_TRANSFER_MAILBOX;
+    cfg.linger_timeout_ms = 50;
+    netsrv_server *s = rig_start(&cfg);
+    atomic_store(&load_port, netsrv_get_port(s, 0));
+    for (unsigned long spin = seam_draw(2000); spin > 0; spin--) {
+        sched_yield();
+    }
+    atomic_store(&load_port, 0);
+    rig_stop(s, i % 3 == 0 ? 0 : 300);
+}
+
+static void cycles(netsrv_backend b, unsigned n) {
+    pthread_t t[3];
+    const uint64_t seed = check_now_ms();
+    const uint64_t end = check_now_ms() + check_scaled(4000);
+    seam_reset(seed);
+    SEAM_SET(disturb, true);
+    atomic_store(&over, false);
+    atomic_store(&answered, 0);
+    for (int i = 0; i < 3; i++) {
+        pthread_create(&t[i], NULL, load, NULL);
+    }
+    unsigned done = 0;
+    while (done < n && check_now_ms() < end) {
+        one_cycle(b, done++);
+    }
+    atomic_store(&over, true);
+    for (int i = 0; i < 3; i++) {
+        pthread_join(t[i], NULL);
+    }
+    printf("    %u cycles, %lu answers, seed %llu\n", done, atomic_load(&answered),
+           (unsigned long long)seed);
+    CHECK_GE(done, 20);
+    seam_reset(0);
+}
+
+/* Without clients: a thousand starts and stops, each thread caught wherever it happens to be. */
+static void bare_cycles(netsrv_backend b) {
+    seam_reset(check_now_ms());
+    SEAM_SET(disturb, true);
+    for (unsigned i = 0; i < 1000; i++) {
+        int accept = (int)(i % NETSRV_ACCEPT_COUNT);
+        accept = accepts(b, accept) ? accept : NETSRV_ACCEPT_SINGLE;
+        const netsrv_config cfg = with_accept(b, (netsrv_accept)accept);
+        netsrv_server *s = rig_start(&cfg);
+        rig_stop(s, i % 2 == 0 ? 0 : 1000);
+    }
+    seam_reset(0);
+}
+
+static void all(netsrv_backend b) {
+    CASE("replies under way are finished", replies_are_finished(b));
+    CASE("idle ones go at once", idle_ones_go_at_once(b));
+    CASE("silent ones get a moment", silent_ones_get_a_moment(b));
+    CASE("a client that never reads", never_reading(b));
+    CASE("the shorter grace counts", shorter_grace_counts(b));
+    CASE("at once", at_once(b));
+    CASE("a client that lingers", lingering_peer(b));
+    CASE("waiting clients are served", waiting_clients_each(b));
+    CASE("nobody gets in afterwards", nobody_gets_in(b));
+    CASE("an inherited listener lives on", inherited_listener_lives_on(b));
+    CASE("stop while the listener is paused", stop_while_paused(b));
+    CASE("stop while the server is full", stop_while_full(b));
+    CASE("cycles under load", cycles(b, 500));
+    CASE("a thousand bare cycles", bare_cycles(b));
+}
+
+int main(int argc, char **argv) {
+    check_begin(argc, argv);
+    rig_each_backend(all);
+    return check_end();
+}

@@ -1,0 +1,1449 @@
+/* torture.c: every fallible call of every scenario fails once, and from then on.
+ *
+ * A scenario is a server with its clients in one child process. It first runs without faults and
+ * counts its calls; each counted call is a site. Then it runs again for chosen sites with each errno
+ * that the call's man page lists, in two modes: once (EINTR and the like: a storm of them) and from
+ * then on. After each run the child must have ended by itself in time, with the descriptors and
+ * threads of before, all memory returned, no processor time burnt, no wrong byte delivered, no more
+ * connections cut than the fault explains, and any failure to start described.
+ *
+ *     torture [--full] [--seed=N] [--seconds=N] [--jobs=N] [-v] [--scenario=NAME/BACKEND]
+ *             [--name=CALL --nth=N --errno=NAME --mode=once|always]
+ *
+ * A finding prints the options that replay it. */
+#include "../seam.h"
+
+#include "rig.h"
+
+#include <stdarg.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+
+#define ERRNOS_MAX   24
+#define PLANS_MAX    400000
+#define JOBS_MAX     16
+#define TEXT_MAX     2000
+#define STORM        50    /* how often an errno that asks for a repetition comes in a row */
+#define STRICT_MS    6000  /* a client that must be served waits so long */
+#define LOOSE_MS     60    /* one that need not */
+#define LOOSE_ALL_MS 300   /* all waits together of a run where nobody need be served */
+#define STOP_MS      8000  /* from netsrv_stop to the end of the last thread */
+#define HANG_MS      40000 /* for a whole run */
+#define RESULT_FILE_BYTES 4096
+
+/* ---- which calls fail with what ---------------------------------------------------------------- */
+
+enum {
+    FREE = 1,    /* once: no connection may be cut by it */
+    SERVES = 2,  /* from then on: everybody must be served all the same */
+    STARTS = 4,  /* a server must start in spite of it */
+    ONCE = 8,    /* from then on would contradict the call's meaning */
+    REPEAT = 16, /* "from then on" is a storm that ends: the errno asks for a repetition */
+    FATAL = 32,  /* a server may give up by itself, with a logged error */
+    LEVEL = 64   /* contradicts an edge-triggered listener */
+};
+
+typedef struct kind {
+    const char *name;
+    unsigned flags;
+    int errnos[ERRNOS_MAX]; /* ended by 0 */
+} kind;
+
+static const kind kinds[] = {
+    { "accept4", FREE | ONCE | LEVEL, { EAGAIN } },
+    { "accept4", FREE | STARTS | REPEAT, { EINTR } },
+    { "accept4", FREE,
+      { ECONNABORTED, EPROTO, EPERM, ENETDOWN, ENOPROTOOPT, EHOSTDOWN, ENONET, EHOSTUNREACH,
+        EOPNOTSUPP, ENETUNREACH, ETIMEDOUT, ENOSR, ESOCKTNOSUPPORT, EPROTONOSUPPORT } },
+    { "accept4", FREE, { EMFILE, ENFILE, ENOBUFS, ENOMEM } },
+    { "accept4", FREE | SERVES | STARTS, { ENOSYS } },
+    { "accept4", FATAL, { EBADF, EINVAL, ENOTSOCK, EFAULT } },
+    { "accept", FREE | ONCE | LEVEL, { EAGAIN } },
+    { "accept", FREE, { ECONNABORTED, EMFILE, ENOMEM } },
+    { "recv", FREE | ONCE, { EAGAIN } },
+    { "recv", FREE | REPEAT, { EINTR } },
+    { "recv", 0,
+      { ECONNRESET, ENOMEM, ETIMEDOUT, ECONNREFUSED, EHOSTUNREACH, EBADF, EFAULT, EINVAL, ENOTCONN,
+        ENOTSOCK } },
+    { "send", FREE | ONCE, { EAGAIN } },
+    { "send", FREE | REPEAT, { EINTR } },
+    { "send", 0,
+      { ECONNRESET, EPIPE, ENOBUFS, ENOMEM, ETIMEDOUT, EHOSTUNREACH, EACCES, EALREADY, EBADF,
+        EDESTADDRREQ, EFAULT, EINVAL, EISCONN, EMSGSIZE, ENOTCONN, ENOTSOCK, EOPNOTSUPP } },
+    { "epoll_ctl", 0, { ENOMEM, ENOSPC, EBADF, EEXIST, EINVAL, ELOOP, ENOENT, EPERM } },
+    { "epoll_wait", FREE | STARTS | REPEAT, { EINTR } },
+    { "epoll_wait", FATAL, { EBADF, EFAULT, EINVAL } },
+    { "poll", FREE | STARTS | REPEAT, { EINTR } },
+    { "poll", FREE | FATAL, { ENOMEM } },
+    { "poll", FATAL, { EFAULT, EINVAL } },
+    { "read", FREE | STARTS | REPEAT, { EINTR } },
+    { "read", FREE | ONCE, { EAGAIN, EIO } },
+    { "write", FREE | STARTS | REPEAT, { EINTR } },
+    { "close", FREE | SERVES | STARTS, { EINTR, EIO, ENOSPC, EDQUOT } },
+    { "shutdown", 0, { ENOTCONN, EBADF, EINVAL, ENOTSOCK } },
+    { "setsockopt", FREE | SERVES, { EBADF, EFAULT, EINVAL, ENOPROTOOPT, ENOTSOCK, ENOMEM } },
+    { "getsockopt", 0, { EBADF, EFAULT, EINVAL, ENOPROTOOPT, ENOTSOCK } },
+    { "getsockname", 0, { EBADF, EFAULT, EINVAL, ENOBUFS, ENOTSOCK } },
+    { "getpeername", 0, { EBADF, EFAULT, EINVAL, ENOBUFS, ENOTCONN, ENOTSOCK } },
+    { "fcntl", 0, { EBADF, EINVAL, EPERM, EACCES } },
+    { "socket", 0,
+      { EACCES, EAFNOSUPPORT, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTONOSUPPORT } },
+    { "bind", 0,
+      { EACCES, EADDRINUSE, EBADF, EINVAL, ENOTSOCK, EADDRNOTAVAIL, EFAULT, ELOOP, ENAMETOOLONG,
+        ENOENT, ENOMEM, ENOTDIR, EROFS } },
+    { "listen", 0, { EADDRINUSE, EBADF, ENOTSOCK, EOPNOTSUPP } },
+    { "connect", 0,
+      { ECONNREFUSED, ENOENT, EACCES, EPERM, EAGAIN, EINTR, ETIMEDOUT, EPROTOTYPE, EINPROGRESS } },
+    { "epoll_create1", 0, { EINVAL, EMFILE, ENFILE, ENOMEM, ENOSYS } },
+    { "eventfd", 0, { EINVAL, EMFILE, ENFILE, ENODEV, ENOMEM } },
+    { "eventfd", FREE | SERVES | STARTS, { ENOSYS } },
+    { "pipe2", 0, { EMFILE, ENFILE, EFAULT, EINVAL, ENOSYS } },
+    { "pipe", 0, { EMFILE, ENFILE, EFAULT } },
+    { "unlink", 0,
+      { EACCES, EBUSY, EIO, EISDIR, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, EPERM, EROFS } },
+    { "lstat", 0, { EACCES, ELOOP, ENAMETOOLONG, ENOENT, ENOMEM, ENOTDIR, EOVERFLOW } },
+    { "getrandom", FREE | SERVES | STARTS, { EAGAIN, EFAULT, EINTR, EINVAL, ENOSYS } },
+    { "sched_getaffinity", FREE | SERVES | STARTS, { EFAULT, EINVAL, ESRCH, EPERM, ENOSYS } },
+    { "sched_setaffinity", FREE | SERVES | STARTS, { EFAULT, EINVAL, ESRCH, EPERM, ENOSYS } },
+    { "pthread_create", 0, { EAGAIN, EINVAL, EPERM } },
+    { "alloc", 0, { ENOMEM } },
+    { NULL, 0, { EIO, EINVAL, ENOMEM } }, /* a call that this table does not know */
+};
+#define KINDS ((int)(sizeof kinds / sizeof kinds[0]))
+
+#define NAMED(e) { e, #e }
+static const struct {
+    int err;
+    const char *name;
+} errno_names[] = {
+    NAMED(EACCES), NAMED(EADDRINUSE), NAMED(EADDRNOTAVAIL), NAMED(EAFNOSUPPORT), NAMED(EAGAIN),
+    NAMED(EALREADY), NAMED(EBADF), NAMED(EBUSY), NAMED(ECONNABORTED), NAMED(ECONNREFUSED),
+    NAMED(ECONNRESET), NAMED(EDESTADDRREQ), NAMED(EDQUOT), NAMED(EEXIST), NAMED(EFAULT),
+    NAMED(EHOSTDOWN), NAMED(EHOSTUNREACH), NAMED(EINPROGRESS), NAMED(EINTR), NAMED(EINVAL),
+    NAMED(EIO), NAMED(EISCONN), NAMED(EISDIR), NAMED(ELOOP), NAMED(EMFILE), NAMED(EMSGSIZE),
+    NAMED(ENAMETOOLONG), NAMED(ENETDOWN), NAMED(ENETUNREACH), NAMED(ENFILE), NAMED(ENOBUFS),
+    NAMED(ENODEV), NAMED(ENOENT), NAMED(ENOMEM), NAMED(ENONET), NAMED(ENOPROTOOPT), NAMED(ENOSPC),
+    NAMED(ENOSR), NAMED(ENOSYS), NAMED(ENOTCONN), NAMED(ENOTDIR), NAMED(ENOTSOCK),
+    NAMED(EOPNOTSUPP), NAMED(EOVERFLOW), NAMED(EPERM), NAMED(EPIPE), NAMED(EPROTO),
+    NAMED(EPROTONOSUPPORT), NAMED(EPROTOTYPE), NAMED(EROFS), NAMED(ESOCKTNOSUPPORT), NAMED(ESRCH),
+    NAMED(ETIMEDOUT),
+};
+#define ERRNO_NAMES (sizeof errno_names / sizeof errno_names[0])
+
+static const char *errno_name(int err) {
+    for (size_t i = 0; i < ERRNO_NAMES; i++) {
+        if (errno_names[i].err == err) {
+            return errno_names[i].name;
+        }
+    }
+    return "E?";
+}
+
+static int errno_number(const char *name) {
+    for (size_t i = 0; i < ERRNO_NAMES; i++) {
+        if (strcmp(errno_names[i].name, name) == 0) {
+            return errno_names[i].err;
+        }
+    }
+    return 0;
+}
+
+/* ---- plans, runs, results ------------------------------------------------------------------------ */
+
+typedef struct plan {
+    int scenario;
+    netsrv_backend backend;
+    const char *name; /* NULL: the run without faults */
+    unsigned nth;
+    int err;
+    unsigned flags;
+    bool always;
+} plan;
+
+/* What a child tells: shared memory, so that it survives the child's death. */
+typedef struct report {
+    bool done;
+    unsigned findings;
+    char text[TEXT_MAX];
+    unsigned long fired;
+    uint64_t cpu_us;
+    uint64_t wall_ms;
+    unsigned long calls;
+    const char *names[SEAM_NAMES_MAX];
+    unsigned long counts[SEAM_NAMES_MAX];
+} report;
+
+typedef struct run {
+    const plan *plan;
+    report *out;
+    netsrv_config cfg;
+    netsrv_server *s;
+    uint16_t port;
+    const char *unix_name;
+    uint64_t began_ms;
+    unsigned cut;
+    unsigned stuck;
+    bool refused; /* the server did not start, and said why */
+} run;
+
+typedef struct client {
+    int fd;
+    bool cut;
+} client;
+
+static void problem(run *r, const char *format, ...) {
+    const size_t used = strlen(r->out->text);
+    va_list args;
+    va_start(args, format);
+    vsnprintf(r->out->text + used, TEXT_MAX - used, format, args);
+    va_end(args);
+    r->out->findings++;
+}
+
+/* True if everybody must be served in this run. */
+static bool strict(const run *r) {
+    const plan *p = r->plan;
+    return !p->always || (p->flags & (SERVES | REPEAT)) != 0;
+}
+
+static unsigned cuts_allowed(const run *r) {
+    const plan *p = r->plan;
+    return p->name == NULL || (p->flags & FREE) != 0 ? 0 : 1;
+}
+
+static uint64_t patience_ms(const run *r) {
+    if (strict(r)) {
+        return check_scaled(STRICT_MS);
+    }
+    const uint64_t spent = check_now_ms() - r->began_ms;
+    const uint64_t all = check_scaled(LOOSE_ALL_MS);
+    return spent >= all ? 1 : check_scaled(LOOSE_MS);
+}
+
+#define AWAIT(r, cond) WAIT_FOR(patience_ms(r) / check_state.scale + 1, cond)
+
+/* ---- clients ---------------------------------------------------------------------------------------- */
+
+static void lost(run *r, client *c, int end) {
+    if (c->cut) {
+        return;
+    }
+    c->cut = true;
+    r->cut++;
+    r->stuck += end == PEER_STUCK;
+}
+
+static client dial(run *r) {
+    client c = { -1, false };
+    c.fd = r->unix_name != NULL ? peer_connect_unix(r->unix_name)
+                                : peer_connect_from(0, r->port, patience_ms(r));
+    if (c.fd < 0) {
+        lost(r, &c, ECONNREFUSED);
+    }
+    return c;
+}
+
+static void say(run *r, client *c, const void *data, size_t n) {
+    if (c->fd >= 0 && !peer_send(c->fd, data, n)) {
+        lost(r, c, errno);
+    }
+}
+
+/* What comes must be what is expected, up to where the connection is cut. */
+static void hear(run *r, client *c, const void *data, size_t n) {
+    static unsigned char have[1 << 20];
+    int end = 0;
+    if (c->fd < 0) {
+        return;
+    }
+    peer_deadline(c->fd, patience_ms(r));
+    const size_t got = peer_recv_end(c->fd, have, n, &end);
+    if (memcmp(have, data, got) != 0) {
+        problem(r, "wrong bytes delivered; ");
+    }
+    if (got < n) {
+        lost(r, c, end);
+    }
+}
+
+static void say_text(run *r, client *c, const char *text) {
+    say(r, c, text, strlen(text));
+}
+
+static void hear_text(run *r, client *c, const char *text) {
+    hear(r, c, text, strlen(text));
+}
+
+/* The server ends the stream: with FIN, nothing more coming, or in any way if `how` is not FIN. */
+static void hear_end(run *r, client *c, int how) {
+    char more[1];
+    int end = 0;
+    if (c->fd < 0) {
+        return;
+    }
+    peer_deadline(c->fd, patience_ms(r));
+    if (how != PEER_FIN) {
+        end = peer_end(c->fd);
+    } else if (peer_recv_end(c->fd, more, sizeof more, &end) != 0) {
+        problem(r, "bytes after the expected end; ");
+    }
+    if (end == PEER_STUCK || (how == PEER_FIN && end != PEER_FIN)) {
+        lost(r, c, end);
+    }
+}
+
+static void hang_up(client *c) {
+    if (c->fd >= 0) {
+        close(c->fd);
+        c->fd = -1;
+    }
+}
+
+static void half_close(client *c) {
+    if (c->fd >= 0) {
+        shutdown(c->fd, SHUT_WR);
+    }
+}
+
+static void speak(run *r, client *c, const char *text) {
+    say_text(r, c, text);
+    hear_text(r, c, text);
+}
+
+/* `n` bytes there and back, differing by seed. */
+static void speak_much(run *r, client *c, size_t n, unsigned seed) {
+    static unsigned char bytes[1 << 18];
+    peer_fill(bytes, n, seed);
+    say(r, c, bytes, n);
+    hear(r, c, bytes, n);
+}
+
+/* ---- the server of a run ---------------------------------------------------------------------------- */
+
+static void check_refusal(run *r, const char *what, netsrv_result result, const netsrv_error *e) {
+    const plan *p = r->plan;
+    r->refused = true;
+    if (SEAM_GET(fired) == 0) {
+        problem(r, "%s failed without a fault: %s; ", what, e->text);
+        return;
+    }
+    if ((p->flags & (STARTS | FREE)) != 0 && strcmp(p->name, "setsockopt") != 0) {
+        problem(r, "%s fails though it need not: %s; ", what, e->text);
+    }
+    if (e->result != result || e->text[0] == '\0') {
+        problem(r, "%s fails without saying why; ", what);
+    }
+    const bool memory = strcmp(p->name, "alloc") == 0;
+    if (memory ? result != NETSRV_NO_MEMORY : e->sys_errno != p->err) {
+        problem(r, "%s reports result %d with errno %d: %s; ", what, (int)result, e->sys_errno,
+                e->text);
+    }
+}
+
+static bool create(run *r) {
+    netsrv_error e;
+    memset(&e, 0x55, sizeof e);
+    const netsrv_result result = netsrv_create(&r->s, &r->cfg, &e);
+    if (result != NETSRV_OK) {
+        if (r->s != NULL) {
+            problem(r, "netsrv_create failed and left a server; ");
+        }
+        check_refusal(r, "netsrv_create", result, &e);
+        return false;
+    }
+    r->port = netsrv_get_port(r->s, 0);
+    return true;
+}
+
+static bool start(run *r) {
+    netsrv_error e;
+    memset(&e, 0x55, sizeof e);
+    const netsrv_result result = netsrv_start(r->s, &e);
+    if (result != NETSRV_OK) {
+        check_refusal(r, "netsrv_start", result, &e);
+        return false;
+    }
+    const uint16_t port = netsrv_get_port(r->s, 0);
+    if (r->unix_name == NULL && port == 0) {
+        problem(r, "started, but without a port; ");
+    }
+    r->port = port;
+    return true;
+}
+
+/* True once all threads have ended; anything else is fatal for the run. */
+static void wait_ended(run *r) {
+    if (netsrv_wait_for(r->s, (uint32_t)check_scaled(STOP_MS)) == NETSRV_OK) {
+        return;
+    }
+    problem(r, "netsrv_stop is not obeyed; ");
+    r->out->done = true;
+    _exit(0);
+}
+
+static bool gave_up(run *r) {
+    return netsrv_wait_for(r->s, 0) == NETSRV_OK;
+}
+
+/* ---- scenarios: configurations and what clients do ----------------------------------------------------- */
+
+static void small_buffers(netsrv_conn *c) {
+    const int bytes = 4096;
+    setsockopt(netsrv_get_fd(c), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    rig_on_open(c);
+}
+
+static void do_speak(run *r) {
+    client c = dial(r);
+    speak(r, &c, "probe\n");
+    hang_up(&c);
+}
+
+static void do_many(run *r) {
+    client c[4];
+    for (unsigned i = 0; i < 4; i++) {
+        c[i] = dial(r);
+        speak(r, &c[i], "first\n");
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        speak_much(r, &c[i], 3000, i);
+    }
+    half_close(&c[0]);
+    hear_end(r, &c[0], PEER_FIN);
+    for (unsigned i = 0; i < 4; i++) {
+        hang_up(&c[i]);
+    }
+}
+
+static void cfg_echo(netsrv_config *cfg) {
+    cfg->on_open = small_buffers;
+}
+
+static void do_echo(run *r) {
+    client a = dial(r);
+    client b = dial(r);
+    speak(r, &a, "a");
+    speak_much(r, &b, 120000, 5);
+    speak(r, &a, "again");
+    half_close(&a);
+    hear_end(r, &a, PEER_FIN);
+    hang_up(&a);
+    hang_up(&b);
+}
+
+static void line_back(netsrv_conn *c, const void *data, size_t n) {
+    netsrv_send(c, data, n);
+    netsrv_send(c, "\n", 1);
+}
+
+static void cfg_line(netsrv_config *cfg) {
+    cfg->on_data = NULL;
+    cfg->on_frame = line_back;
+    cfg->framing = NETSRV_FRAMING_LINE;
+    cfg->input_max_bytes = 100;
+}
+
+static void do_line(run *r) {
+    client c = dial(r);
+    say_text(r, &c, "one\r\ntwo\n\nth");
+    hear_text(r, &c, "one\ntwo\n\n");
+    say_text(r, &c, "ree\nlast");
+    half_close(&c);
+    hear_text(r, &c, "three\nlast\n");
+    hear_end(r, &c, PEER_FIN);
+    hang_up(&c);
+}
+
+static void do_long_line(run *r) {
+    char line[200];
+    memset(line, 'x', sizeof line);
+    client c = dial(r);
+    say(r, &c, line, sizeof line);
+    hear_end(r, &c, ECONNRESET);
+    hang_up(&c);
+}
+
+static void reply_after_eof(netsrv_conn *c) {
+    static unsigned char bytes[60000];
+    unsigned char mine[1000];
+    for (size_t i = 0; i < sizeof bytes; i += sizeof mine) {
+        memset(mine, (int)(i / sizeof mine), sizeof mine);
+        netsrv_send(c, mine, sizeof mine);
+    }
+    netsrv_close(c);
+}
+
+static void cfg_half_close(netsrv_config *cfg) {
+    cfg->on_open = small_buffers;
+    cfg->on_eof = reply_after_eof;
+    cfg->eof_policy = NETSRV_EOF_KEEP;
+}
+
+static void do_half_close(run *r) {
+    unsigned char expected[60000];
+    for (size_t i = 0; i < sizeof expected; i++) {
+        expected[i] = (unsigned char)(i / 1000);
+    }
+    client c = dial(r);
+    speak(r, &c, "hello");
+    half_close(&c);
+    hear(r, &c, expected, sizeof expected);
+    hear_end(r, &c, PEER_FIN);
+    hang_up(&c);
+}
+
+static void cfg_idle(netsrv_config *cfg) {
+    cfg->idle_timeout_ms = 30;
+}
+
+static void do_idle(run *r) {
+    client c = dial(r);
+    speak(r, &c, "soon idle");
+    hear_end(r, &c, ECONNRESET);
+    hang_up(&c);
+}
+
+static size_t send_much(netsrv_conn *c, const void *data, size_t n) {
+    static const char bytes[64 * 1024];
+    if (((const char *)data)[0] == 'p') {
+        return rig_on_data(c, data, n);
+    }
+    netsrv_send(c, bytes, sizeof bytes);
+    return n;
+}
+
+static void cfg_write_timeout(netsrv_config *cfg) {
+    cfg->on_open = small_buffers;
+    cfg->on_data = send_much;
+    cfg->write_timeout_ms = 40;
+}
+
+/* The client never reads, so that the server ends it. */
+static void do_not_read(run *r) {
+    client c = dial(r);
+    const int bytes = 2048;
+    setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    for (int i = 0; i < 20 && c.fd >= 0; i++) {
+        peer_send(c.fd, "m", 1);
+    }
+    AWAIT(r, rig_closes() > 0 || c.fd < 0);
+    if (rig_closes() == 0) {
+        lost(r, &c, PEER_STUCK);
+    }
+    hang_up(&c);
+}
+
+static void cfg_queue_max(netsrv_config *cfg) {
+    cfg->on_open = small_buffers;
+    cfg->on_data = send_much;
+    cfg->high_mark_bytes = 4000;
+    cfg->queue_max_bytes = 20000;
+}
+
+static void cfg_wait_for_place(netsrv_config *cfg) {
+    cfg->max_conns = 2;
+}
+
+static void do_wait_for_place(run *r) {
+    client a = dial(r);
+    client b = dial(r);
+    speak(r, &a, "a");
+    speak(r, &b, "b");
+    client c = dial(r);
+    say_text(r, &c, "waits");
+    hang_up(&a);
+    hear_text(r, &c, "waits");
+    hang_up(&b);
+    hang_up(&c);
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
+static void cfg_reject(netsrv_config *cfg) {
+    cfg->max_conns = 1;
+    cfg->overflow = NETSRV_OVERFLOW_REJECT;
+    cfg->max_conns_per_address = 5;
+}
+
+static void do_reject(run *r) {
+    client a = dial(r);
+    speak(r, &a, "the only one");
+    client b = dial(r);
+    hear_end(r, &b, ECONNRESET);
+    hang_up(&b);
+    hang_up(&a);
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
+static void cfg_per_address(netsrv_config *cfg) {
+    cfg->max_conns_per_address = 2;
+}
+
+static void do_per_address(run *r) {
+    client a = dial(r);
+    client b = dial(r);
+    speak(r, &a, "one");
+    speak(r, &b, "two");
+    client c = dial(r);
+    hear_end(r, &c, ECONNRESET);
+    hang_up(&a);
+    hang_up(&b);
+    hang_up(&c);
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
+static void cfg_mailbox(netsrv_config *cfg) {
+    cfg->workers = 3;
+    cfg->accept = NETSRV_ACCEPT_ACCEPTOR;
+    cfg->place = NETSRV_PLACE_ROUND_ROBIN;
+    cfg->transfer = NETSRV_TRANSFER_MAILBOX;
+}
+
+static void cfg_direct(netsrv_config *cfg) {
+    cfg_mailbox(cfg);
+    cfg->transfer = NETSRV_TRANSFER_DIRECT;
+}
+
+static void cfg_group_oneshot(netsrv_config *cfg) {
+    cfg_mailbox(cfg);
+    cfg->acceptors = 2;
+    cfg->trigger = NETSRV_TRIGGER_ONESHOT;
+    cfg->place = NETSRV_PLACE_LEAST;
+}
+
+static void cfg_group_edge(netsrv_config *cfg) {
+    cfg_mailbox(cfg);
+    cfg->acceptors = 2;
+    cfg->trigger = NETSRV_TRIGGER_EDGE;
+    cfg->place = NETSRV_PLACE_PEER_HASH;
+}
+
+static void cfg_single(netsrv_config *cfg) {
+    cfg->workers = 3;
+    cfg->accept = NETSRV_ACCEPT_SINGLE;
+    cfg->place = NETSRV_PLACE_LEAST;
+}
+
+static void cfg_shared(netsrv_config *cfg) {
+    cfg->accept = NETSRV_ACCEPT_SHARED;
+    cfg->place = NETSRV_PLACE_KEEP;
+}
+
+static void cfg_exclusive(netsrv_config *cfg) {
+    cfg->accept = NETSRV_ACCEPT_EXCLUSIVE;
+    cfg->place = NETSRV_PLACE_TWO_CHOICES;
+}
+
+static void cfg_edge(netsrv_config *cfg) {
+    cfg->accept = NETSRV_ACCEPT_EDGE;
+    cfg->place = NETSRV_PLACE_TWO_CHOICES;
+    cfg->accepts_per_turn = 1;
+}
+
+static void cfg_reuseport(netsrv_config *cfg) {
+    cfg->accept = NETSRV_ACCEPT_REUSEPORT;
+    cfg->steer_by_cpu = NETSRV_ENABLE;
+}
+
+static void cfg_many_limits(netsrv_config *cfg) {
+    cfg->listen[0] = "*:0";
+    cfg->listen[1] = "127.0.0.1:0";
+    cfg->keepalive_s = 60;
+    cfg->fast_open_count = 16;
+    cfg->max_accepts_per_second = 1000;
+    cfg->pin_workers = NETSRV_ENABLE;
+    cfg->idle_timeout_ms = 60000;
+    cfg->write_timeout_ms = 60000;
+}
+
+static void do_graceful_stop(run *r) {
+    static unsigned char bytes[120000];
+    peer_fill(bytes, sizeof bytes, 3);
+    client idle = dial(r);
+    speak(r, &idle, "idle");
+    client busy = dial(r);
+    say(r, &busy, bytes, sizeof bytes);
+    hear(r, &busy, bytes, 1000);
+    netsrv_stop(r->s, 3000);
+    hear(r, &busy, bytes + 1000, sizeof bytes - 1000);
+    hear_end(r, &idle, PEER_FIN);
+    hear_end(r, &busy, PEER_FIN);
+    hang_up(&idle);
+    hang_up(&busy);
+}
+
+static void cfg_graceful_stop(netsrv_config *cfg) {
+    cfg->on_open = small_buffers;
+    cfg->high_mark_bytes = 1 << 20;
+}
+
+static size_t quit_on_q(netsrv_conn *c, const void *data, size_t n) {
+    if (((const char *)data)[0] == 'q') {
+        netsrv_stop(netsrv_get_server(c), 1000);
+    }
+    return rig_on_data(c, data, n);
+}
+
+static void cfg_quit(netsrv_config *cfg) {
+    cfg->on_data = quit_on_q;
+}
+
+static void do_quit(run *r) {
+    client c = dial(r);
+    speak(r, &c, "quit");
+    hear_end(r, &c, PEER_FIN);
+    hang_up(&c);
+}
+
+static void do_restart(run *r) {
+    do_speak(r);
+    netsrv_stop(r->s, 0);
+    wait_ended(r);
+    if (start(r)) {
+        do_speak(r);
+    }
+}
+
+static char unix_path[64];
+
+static void cfg_unix(netsrv_config *cfg) {
+    static char listen_path[80];
+    snprintf(unix_path, sizeof unix_path, "/tmp/netsrv-torture.%ld", (long)getpid());
+    snprintf(listen_path, sizeof listen_path, "unix:%s", unix_path);
+    cfg->listen[0] = listen_path;
+}
+
+static void cfg_abstract(netsrv_config *cfg) {
+    static char listen_name[80];
+    snprintf(unix_path, sizeof unix_path, "@netsrv-torture.%ld", (long)getpid());
+    snprintf(listen_name, sizeof listen_name, "unix:%s", unix_path);
+    cfg->listen[0] = listen_name;
+}
+
+static atomic_ullong across_id;
+
+static void tell_id(netsrv_conn *c) {
+    rig_on_open(c);
+    atomic_store(&across_id, netsrv_get_id(c));
+}
+
+static void cfg_across(netsrv_config *cfg) {
+    cfg->on_open = tell_id;
+    cfg->workers = 3;
+    cfg->accept = NETSRV_ACCEPT_SINGLE;
+    cfg->place = NETSRV_PLACE_ROUND_ROBIN;
+}
+
+/* A refusal is an answer: the caller knows, and asks again. */
+static void insist(run *r, client *c, netsrv_result (*ask)(netsrv_server *s, netsrv_id id)) {
+    netsrv_result result = NETSRV_GONE;
+    for (int i = 0; i < 3 && result != NETSRV_OK; i++) {
+        result = ask(r->s, atomic_load(&across_id));
+    }
+    if (result == NETSRV_BAD_ARGUMENT || result == NETSRV_BAD_THREAD || result == NETSRV_BAD_STATE) {
+        problem(r, "a call across threads answers %s; ", netsrv_result_text((int)result));
+    }
+    if (result != NETSRV_OK) {
+        lost(r, c, ECONNRESET);
+    }
+}
+
+static netsrv_result ask_send(netsrv_server *s, netsrv_id id) {
+    return netsrv_send_to(s, id, "from afar", 9);
+}
+
+static void do_across(run *r) {
+    atomic_ulong posted = 0;
+    atomic_store(&across_id, 0);
+    client c = dial(r);
+    speak(r, &c, "here");
+    if (!c.cut) {
+        insist(r, &c, ask_send);
+    }
+    if (!c.cut) {
+        hear_text(r, &c, "from afar");
+        insist(r, &c, netsrv_close_id);
+        hear_end(r, &c, PEER_FIN);
+    }
+    hang_up(&c);
+    unsigned long expected = 0;
+    for (unsigned i = 0; i < 3; i++) {
+        expected += netsrv_post(r->s, i, rig_nothing, &posted) == NETSRV_OK;
+    }
+    AWAIT(r, atomic_load(&posted) == expected);
+    if (atomic_load(&posted) != expected && strict(r)) {
+        problem(r, "a posted call never ran; ");
+    }
+    netsrv_stop(r->s, 0);
+    wait_ended(r);
+    if (atomic_load(&posted) != expected) {
+        problem(r, "a posted call was lost; ");
+    }
+}
+
+static void resume_by_id(netsrv_server *s, unsigned worker, void *arg) {
+    (void)worker;
+    (void)arg;
+    netsrv_conn *c = netsrv_find(s, atomic_load(&across_id));
+    if (c != NULL) {
+        netsrv_resume(c);
+    }
+}
+
+static size_t pause_at_p(netsrv_conn *c, const void *data, size_t n) {
+    const char first = ((const char *)data)[0];
+    rig_on_data(c, data, first == '!' ? 1 : n);
+    if (first == '!') {
+        netsrv_pause(c);
+    }
+    return first == '!' ? 1 : n;
+}
+
+static void cfg_pause(netsrv_config *cfg) {
+    cfg->on_open = tell_id;
+    cfg->on_data = pause_at_p;
+    cfg->workers = 1;
+}
+
+static void do_pause(run *r) {
+    client c = dial(r);
+    say_text(r, &c, "!kept");
+    hear_text(r, &c, "!");
+    for (int i = 0; i < 3 && netsrv_post(r->s, 0, resume_by_id, NULL) != NETSRV_OK; i++) {
+    }
+    hear_text(r, &c, "kept");
+    hang_up(&c);
+}
+
+static size_t bye(netsrv_conn *c, const void *data, size_t n) {
+    if (((const char *)data)[0] == 'p') {
+        return rig_on_data(c, data, n);
+    }
+    netsrv_send(c, "bye", 3);
+    netsrv_close(c);
+    return 0;
+}
+
+static void cfg_linger(netsrv_config *cfg) {
+    cfg->on_data = bye;
+}
+
+static void do_linger(run *r) {
+    static const char unread[100000] = "x";
+    client c = dial(r);
+    say(r, &c, unread, sizeof unread);
+    hear_text(r, &c, "bye");
+    hear_end(r, &c, PEER_FIN);
+    hang_up(&c);
+}
+
+static size_t abort_at_a(netsrv_conn *c, const void *data, size_t n) {
+    if (((const char *)data)[0] == 'a') {
+        netsrv_abort(c);
+        return n;
+    }
+    return rig_on_data(c, data, n);
+}
+
+static void cfg_abort(netsrv_config *cfg) {
+    cfg->on_data = abort_at_a;
+}
+
+static void do_abort(run *r) {
+    client c = dial(r);
+    say_text(r, &c, "abort");
+    hear_end(r, &c, ECONNRESET);
+    hang_up(&c);
+    client d = dial(r);
+    speak(r, &d, "reset by us");
+    peer_reset(d.fd);
+    AWAIT(r, rig_closes() == rig_opens());
+}
+
+static void more_on_drain(netsrv_conn *c) {
+    static const char bytes[20000];
+    rig_on_drain(c);
+    if (atomic_load(&rig_seen.drains) < 3) {
+        netsrv_send(c, bytes, sizeof bytes);
+    }
+}
+
+static void cfg_drain(netsrv_config *cfg) {
+    cfg_queue_max(cfg);
+    cfg->queue_max_bytes = 1 << 20;
+    cfg->on_drain = more_on_drain;
+}
+
+static void do_drain(run *r) {
+    static const unsigned char zeros[64 * 1024 + 2 * 20000];
+    client c = dial(r);
+    say_text(r, &c, "m");
+    hear(r, &c, zeros, sizeof zeros);
+    hang_up(&c);
+}
+
+/* A listener that the program inherited: ours in the child itself. */
+static int inherited_fd = -1;
+
+static void cfg_inherited(netsrv_config *cfg) {
+    static char listen_fd[16];
+    const struct sockaddr_in a = peer_loopback(1, 0);
+    inherited_fd = socket(AF_INET, SOCK_STREAM, 0);
+    REQUIRE(bind(inherited_fd, (const struct sockaddr *)&a, sizeof a) == 0);
+    REQUIRE(listen(inherited_fd, 16) == 0);
+    snprintf(listen_fd, sizeof listen_fd, "fd:%d", inherited_fd);
+    cfg->listen[0] = listen_fd;
+}
+
+enum { EPOLL_ONLY = 1, BY_UNIX = 2, EDGES = 4, NO_PROBE = 8 };
+
+static const struct scenario {
+    const char *name;
+    void (*config)(netsrv_config *cfg);
+    void (*exchange)(run *r);
+    unsigned flags;
+} scenarios[] = {
+    { "start", NULL, do_speak, 0 },
+    { "echo", cfg_echo, do_echo, 0 },
+    { "line", cfg_line, do_line, 0 },
+    { "long_line", cfg_line, do_long_line, 0 },
+    { "half_close", cfg_half_close, do_half_close, 0 },
+    { "idle", cfg_idle, do_idle, 0 },
+    { "write_timeout", cfg_write_timeout, do_not_read, 0 },
+    { "queue_max", cfg_queue_max, do_not_read, 0 },
+    { "drain", cfg_drain, do_drain, NO_PROBE },
+    { "wait_for_place", cfg_wait_for_place, do_wait_for_place, 0 },
+    { "reject", cfg_reject, do_reject, NO_PROBE },
+    { "per_address", cfg_per_address, do_per_address, NO_PROBE },
+    { "mailbox", cfg_mailbox, do_many, 0 },
+    { "direct", cfg_direct, do_many, EPOLL_ONLY },
+    { "group_oneshot", cfg_group_oneshot, do_many, EPOLL_ONLY },
+    { "group_edge", cfg_group_edge, do_many, EPOLL_ONLY | EDGES },
+    { "single", cfg_single, do_many, 0 },
+    { "shared", cfg_shared, do_many, 0 },
+    { "exclusive", cfg_exclusive, do_many, EPOLL_ONLY },
+    { "edge", cfg_edge, do_many, EPOLL_ONLY | EDGES },
+    { "reuseport", cfg_reuseport, do_many, 0 },
+    { "many_limits", cfg_many_limits, do_speak, 0 },
+    { "graceful_stop", cfg_graceful_stop, do_graceful_stop, NO_PROBE },
+    { "quit", cfg_quit, do_quit, NO_PROBE },
+    { "restart", NULL, do_restart, 0 },
+    { "unix", cfg_unix, do_many, BY_UNIX },
+    { "abstract", cfg_abstract, do_speak, BY_UNIX },
+    { "across", cfg_across, do_across, NO_PROBE },
+    { "pause", cfg_pause, do_pause, 0 },
+    { "linger", cfg_linger, do_linger, 0 },
+    { "abort", cfg_abort, do_abort, 0 },
+    { "inherited", cfg_inherited, do_speak, 0 },
+};
+#define SCENARIOS ((int)(sizeof scenarios / sizeof scenarios[0]))
+
+/* ---- one run, inside its child --------------------------------------------------------------------------- */
+
+/* After a fault that is over, a new client must find the server whole. */
+static void probe(run *r) {
+    const unsigned cut_before = r->cut;
+    if (SEAM_GET(fired) == 0 && r->plan->name != NULL) {
+        return;
+    }
+    seam_fail_stop();
+    do_speak(r);
+    if (r->cut > cut_before) {
+        problem(r, "a client after the fault is not served; ");
+    }
+}
+
+static void judge_service(run *r) {
+    const unsigned fired = (unsigned)SEAM_GET(fired);
+    const unsigned allowed = fired == 0 ? 0 : cuts_allowed(r);
+    if (r->refused || !strict(r)) {
+        return;
+    }
+    if (r->stuck > 0) {
+        problem(r, "%u clients wait in vain; ", r->stuck);
+    }
+    if (r->cut > allowed) {
+        problem(r, "%u connections cut instead of at most %u; ", r->cut, allowed);
+    }
+}
+
+/* A server that gave up must have been allowed to, and have said so. */
+static bool judge_giving_up(run *r) {
+    if (r->refused || !gave_up(r)) {
+        return false;
+    }
+    if ((r->plan->flags & FATAL) == 0 && SEAM_GET(fired) > 0 && strict(r)) {
+        problem(r, "the server gave up; ");
+    }
+    if (rig_log_lines(NETSRV_LOG_ERROR) == 0) {
+        problem(r, "the server gave up without a word; ");
+    }
+    return true;
+}
+
+static void serve(run *r) {
+    const struct scenario *sc = &scenarios[r->plan->scenario];
+    sc->exchange(r);
+    if (r->refused || (sc->flags & NO_PROBE) != 0) {
+        judge_service(r);
+        return;
+    }
+    if (judge_giving_up(r)) {
+        return;
+    }
+    if (strict(r)) {
+        probe(r);
+    }
+    judge_service(r);
+}
+
+static void finish(run *r) {
+    if (r->s == NULL) {
+        return;
+    }
+    netsrv_stop(r->s, 0);
+    wait_ended(r);
+    rig_check_ended(r->s);
+    if (netsrv_destroy(r->s) != NETSRV_OK) {
+        problem(r, "netsrv_destroy fails; ");
+    }
+}
+
+static void judge_leaks(run *r, int fds, int threads) {
+    WAIT_FOR(2000, check_count_threads() <= threads);
+    if (check_count_threads() != threads) {
+        problem(r, "%d threads left; ", check_count_threads() - threads);
+    }
+    if (check_count_fds() != fds) {
+        problem(r, "%d descriptors left; ", check_count_fds() - fds);
+    }
+    if (check_alloc_blocks() != 0) {
+        problem(r, "%ld blocks of %ld bytes left; ", check_alloc_blocks(), check_alloc_bytes());
+    }
+    if (atomic_load(&check_state.failures) > 0) {
+        problem(r, "a check failed; ");
+    }
+}
+
+/* A waiting process burns nothing; the scenarios themselves need a few milliseconds. */
+static void judge_spin(run *r) {
+    const uint64_t allowed_us = check_scaled(120000 + 250 * r->out->wall_ms);
+    if (r->out->cpu_us > allowed_us) {
+        problem(r, "spins: %llu ms of processor time in %llu ms; ",
+                (unsigned long long)r->out->cpu_us / 1000, (unsigned long long)r->out->wall_ms);
+    }
+}
+
+static void tell_calls(report *out) {
+    out->fired = SEAM_GET(fired);
+    out->calls = SEAM_GET(total);
+    for (int i = 0; i < SEAM_NAMES_MAX; i++) {
+        out->names[i] = SEAM_GET(names[i]);
+        out->counts[i] = SEAM_GET(counts[i]);
+    }
+}
+
+static void prepare(run *r) {
+    const struct scenario *sc = &scenarios[r->plan->scenario];
+    r->cfg = rig_config(r->plan->backend, 2);
+    r->cfg.linger_timeout_ms = 300;
+    if (sc->config != NULL) {
+        sc->config(&r->cfg);
+    }
+    r->unix_name = (sc->flags & BY_UNIX) != 0 ? unix_path : NULL;
+}
+
+/* The processor time counts from the first fault on, so that a slow start is no spin. */
+static void play(const plan *p, report *out, uint64_t seed) {
+    run r = { .plan = p, .out = out };
+    check_state.case_name = scenarios[p->scenario].name;
+    seam_reset(seed);
+    const int fds = check_count_fds();
+    const int threads = check_count_threads();
+    prepare(&r);
+    if (p->name != NULL) {
+        const long times = !p->always ? 1 : (p->flags & REPEAT) != 0 ? STORM : SEAM_FOREVER;
+        seam_fail((seam_plan){ p->name, p->nth, p->err, times });
+    }
+    r.began_ms = check_now_ms();
+    const uint64_t cpu_before = check_cpu_us();
+    if (create(&r) && start(&r)) {
+        serve(&r);
+    }
+    out->wall_ms = check_now_ms() - r.began_ms;
+    out->cpu_us = check_cpu_us() - cpu_before;
+    finish(&r);
+    seam_fail_stop();
+    if (inherited_fd >= 0) {
+        close(inherited_fd);
+    }
+    if (r.unix_name != NULL && r.unix_name[0] == '/') {
+        unlink(r.unix_name);
+    }
+    judge_leaks(&r, fds, threads);
+    judge_spin(&r);
+    tell_calls(out);
+    out->done = true;
+}
+
+/* ---- the parent: children side by side --------------------------------------------------------------------- */
+
+typedef struct job {
+    pid_t pid; /* 0: free */
+    plan plan;
+    uint64_t began_ms;
+    int err_fd; /* what the child says on stderr */
+} job;
+
+static struct {
+    uint64_t seed;
+    unsigned jobs;
+    bool full;
+    bool verbose;
+    uint64_t seconds;
+    const char *only; /* NAME or NAME/BACKEND */
+    plan replay;
+    bool replaying;
+
+    job job[JOBS_MAX];
+    report *results; /* one for each job, shared with the children */
+    plan *plans;
+    unsigned long plan_count;
+    unsigned long sites;
+    unsigned long sampled;
+    unsigned long runs;
+    unsigned long reached;
+    unsigned long findings;
+    uint64_t began_ms;
+} torture = { .seed = 1 };
+
+static void describe(const plan *p, char *text, size_t n) {
+    const int used = snprintf(text, n, "--seed=%llu --scenario=%s/%s",
+                              (unsigned long long)torture.seed, scenarios[p->scenario].name,
+                              netsrv_backend_name((int)p->backend));
+    if (p->name != NULL && used > 0 && (size_t)used < n) {
+        snprintf(text + used, n - (size_t)used, " --name=%s --nth=%u --errno=%s --mode=%s", p->name,
+                 p->nth, errno_name(p->err), p->always ? "always" : "once");
+    }
+}
+
+static void print_finding(const job *j, const report *out, const char *how) {
+    char replay[256];
+    char said[RESULT_FILE_BYTES] = "";
+    describe(&j->plan, replay, sizeof replay);
+    const ssize_t n = pread(j->err_fd, said, sizeof said - 1, 0);
+    said[n > 0 ? n : 0] = '\0';
+    printf("FINDING %s%s\n  replay: torture %s\n%s", how, out->text, replay, said);
+    torture.findings++;
+}
+
+static void judge_child(const job *j, int status) {
+    const report *out = &torture.results[j - torture.job];
+    char how[64] = "";
+    torture.runs++;
+    torture.reached += out->fired > 0;
+    if (WIFSIGNALED(status)) {
+        snprintf(how, sizeof how, "died of signal %d; ", WTERMSIG(status));
+    } else if (WEXITSTATUS(status) != 0) {
+        snprintf(how, sizeof how, "exited with %d; ", WEXITSTATUS(status));
+    } else if (!out->done) {
+        snprintf(how, sizeof how, "ended early; ");
+    }
+    if (how[0] != '\0' || out->findings > 0) {
+        print_finding(j, out, how);
+    }
+}
+
+static void launch(job *j, const plan *p) {
+    report *out = &torture.results[j - torture.job];
+    memset(out, 0, sizeof *out);
+    j->plan = *p;
+    j->began_ms = check_now_ms();
+    if (ftruncate(j->err_fd, 0) != 0) {
+        perror("ftruncate");
+    }
+    fflush(stdout);
+    j->pid = fork();
+    REQUIRE(j->pid >= 0);
+    if (j->pid > 0) {
+        return;
+    }
+    lseek(j->err_fd, 0, SEEK_SET);
+    dup2(j->err_fd, STDERR_FILENO);
+    play(p, out, torture.seed);
+    exit(0);
+}
+
+static void reap(job *j) {
+    int status = 0;
+    const pid_t pid = waitpid(j->pid, &status, WNOHANG);
+    if (pid == j->pid) {
+        judge_child(j, status);
+        j->pid = 0;
+        return;
+    }
+    if (check_now_ms() - j->began_ms <= check_scaled(HANG_MS)) {
+        return;
+    }
+    kill(j->pid, SIGKILL);
+    waitpid(j->pid, &status, 0);
+    print_finding(j, &torture.results[j - torture.job], "hangs; ");
+    torture.runs++;
+    j->pid = 0;
+}
+
+static unsigned reap_all(void) {
+    unsigned busy = 0;
+    for (unsigned i = 0; i < torture.jobs; i++) {
+        if (torture.job[i].pid > 0) {
+            reap(&torture.job[i]);
+        }
+        busy += torture.job[i].pid > 0;
+    }
+    return busy;
+}
+
+static job *free_job(void) {
+    for (;;) {
+        reap_all();
+        for (unsigned i = 0; i < torture.jobs; i++) {
+            if (torture.job[i].pid == 0) {
+                return &torture.job[i];
+            }
+        }
+        check_nap();
+    }
+}
+
+static void drain_jobs(void) {
+    while (reap_all() > 0) {
+        check_nap();
+    }
+}
+
+/* ---- which sites, which errnos -------------------------------------------------------------------------------- */
+
+static void add_plan(const plan *p) {
+    if (torture.plan_count < PLANS_MAX) {
+        torture.plans[torture.plan_count++] = *p;
+    }
+}
+
+static void plan_errnos(plan p, const kind *k) {
+    const bool edges = (scenarios[p.scenario].flags & EDGES) != 0;
+    if (edges && (k->flags & LEVEL) != 0) {
+        return;
+    }
+    p.flags = k->flags;
+    for (int i = 0; i < ERRNOS_MAX && k->errnos[i] != 0; i++) {
+        p.err = k->errnos[i];
+        p.always = false;
+        add_plan(&p);
+        if ((k->flags & ONCE) == 0) {
+            p.always = true;
+            add_plan(&p);
+        }
+    }
+}
+
+static void plan_kinds(const plan *p) {
+    bool known = false;
+    for (int i = 0; i < KINDS; i++) {
+        const bool same = kinds[i].name != NULL && strcmp(kinds[i].name, p->name) == 0;
+        if (kinds[i].name == NULL ? !known : same) {
+            plan_errnos(*p, &kinds[i]);
+        }
+        known = known || same;
+    }
+}
+
+/* The first few calls of a name differ most; of the later ones a sample is enough. */
+static void plan_name(plan p, unsigned long count) {
+    const unsigned long first = torture.full ? 6 : 3;
+    const unsigned long later = torture.full ? 4 : 1;
+    for (unsigned long n = 1; n <= count && n <= first; n++) {
+        p.nth = (unsigned)n;
+        plan_kinds(&p);
+        torture.sampled++;
+    }
+    for (unsigned long i = 0; i < later && count > first; i++) {
+        p.nth = (unsigned)(first + 1 + seam_draw(count - first));
+        plan_kinds(&p);
+        torture.sampled++;
+    }
+}
+
+static void plan_scenario(const plan *p, const report *counted) {
+    for (int i = 0; i < SEAM_NAMES_MAX; i++) {
+        plan q = *p;
+        if (counted->names[i] == NULL || counted->counts[i] == 0) {
+            continue;
+        }
+        q.name = counted->names[i];
+        torture.sites += counted->counts[i];
+        plan_name(q, counted->counts[i]);
+        if (torture.verbose) {
+            printf("  %-14s %-6s %-18s %lu\n", scenarios[p->scenario].name,
+                   netsrv_backend_name((int)p->backend), q.name, counted->counts[i]);
+        }
+    }
+}
+
+static bool wanted(const plan *p) {
+    char name[64];
+    if (torture.only == NULL) {
+        return true;
+    }
+    snprintf(name, sizeof name, "%s/%s", scenarios[p->scenario].name,
+             netsrv_backend_name((int)p->backend));
+    const size_t n = strlen(torture.only);
+    return strcmp(name, torture.only) == 0 || (strncmp(name, torture.only, n) == 0 && name[n] == '/');
+}
+
+static void count_scenario(const plan *p) {
+    job *j = &torture.job[0];
+    launch(j, p);
+    drain_jobs();
+    plan_scenario(p, &torture.results[0]);
+}
+
+static void each_scenario(void (*visit)(const plan *p)) {
+    for (int i = 0; i < SCENARIOS; i++) {
+        for (size_t b = 0; b < RIG_BACKENDS; b++) {
+            const plan p = { .scenario = i, .backend = rig_backends[b] };
+            const bool fits = (scenarios[i].flags & EPOLL_ONLY) == 0 || b == 0;
+            if (fits && wanted(&p)) {
+                visit(&p);
+            }
+        }
+    }
+}
+
+static void shuffle_plans(void) {
+    for (unsigned long i = torture.plan_count; i > 1; i--) {
+        const unsigned long j = seam_draw(i);
+        const plan t = torture.plans[i - 1];
+        torture.plans[i - 1] = torture.plans[j];
+        torture.plans[j] = t;
+    }
+}
+
+static void run_plans(void) {
+    const uint64_t end_ms = torture.began_ms + torture.seconds * 1000;
+    for (unsigned long i = 0; i < torture.plan_count && check_now_ms() < end_ms; i++) {
+        launch(free_job(), &torture.plans[i]);
+    }
+    drain_jobs();
+}
+
+/* ---- replay and options ------------------------------------------------------------------------------------------ */
+
+static void replay(const plan *p) {
+    plan q = torture.replay;
+    q.scenario = p->scenario;
+    q.backend = p->backend;
+    for (int i = 0; i < KINDS; i++) {
+        for (int e = 0; kinds[i].name != NULL && kinds[i].errnos[e] != 0; e++) {
+            if (strcmp(kinds[i].name, q.name) == 0 && kinds[i].errnos[e] == q.err) {
+                q.flags = kinds[i].flags;
+            }
+        }
+    }
+    launch(&torture.job[0], &q);
+    drain_jobs();
+    const report *out = &torture.results[0];
+    printf("fired %lu times, %lu calls, %llu ms, %llu ms of processor time\n", out->fired, out->calls,
+           (unsigned long long)out->wall_ms, (unsigned long long)out->cpu_us / 1000);
+}
+
+static const char *value_of(const char *arg, const char *option) {
+    const size_t n = strlen(option);
+    return strncmp(arg, option, n) == 0 ? arg + n : NULL;
+}
+
+static bool read_replay(const char *arg) {
+    plan *p = &torture.replay;
+    const char *v;
+    if ((v = value_of(arg, "--name=")) != NULL) {
+        p->name = v;
+    } else if ((v = value_of(arg, "--nth=")) != NULL) {
+        p->nth = (unsigned)strtoul(v, NULL, 10);
+    } else if ((v = value_of(arg, "--errno=")) != NULL) {
+        p->err = errno_number(v);
+    } else if ((v = value_of(arg, "--mode=")) != NULL) {
+        p->always = strcmp(v, "always") == 0;
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static bool read_option(const char *arg) {
+    const char *v;
+    if (strcmp(arg, "--full") == 0) {
+        torture.full = true;
+    } else if (strcmp(arg, "-v") == 0) {
+        torture.verbose = true;
+    } else if ((v = value_of(arg, "--seed=")) != NULL) {
+        torture.seed = strtoull(v, NULL, 10);
+    } else if ((v = value_of(arg, "--seconds=")) != NULL) {
+        torture.seconds = strtoull(v, NULL, 10);
+    } else if ((v = value_of(arg, "--jobs=")) != NULL) {
+        torture.jobs = (unsigned)strtoul(v, NULL, 10);
+    } else if ((v = value_of(arg, "--scenario=")) != NULL) {
+        torture.only = v;
+    } else {
+        return read_replay(arg);
+    }
+    return true;
+}
+
+static bool read_options(int argc, char **argv) {
+    for (int i = 1; i < argc; i++) {
+        if (!read_option(argv[i])) {
+            fprintf(stderr, "torture: unknown option %s\n", argv[i]);
+            return false;
+        }
+    }
+    torture.replaying = torture.replay.name != NULL;
+    torture.jobs = torture.jobs < 1 ? 6 : torture.jobs > JOBS_MAX ? JOBS_MAX : torture.jobs;
+    if (torture.seconds == 0) {
+        torture.seconds = torture.full ? 420 : 40;
+    }
+    return true;
+}
+
+static void open_books(void) {
+    const size_t bytes = sizeof(report) * JOBS_MAX;
+    torture.results =
+        mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+    REQUIRE(torture.results != MAP_FAILED);
+    torture.plans = calloc(PLANS_MAX, sizeof *torture.plans);
+    REQUIRE(torture.plans != NULL);
+    for (unsigned i = 0; i < torture.jobs; i++) {
+        torture.job[i].err_fd = memfd_create("stderr", MFD_CLOEXEC);
+        REQUIRE(torture.job[i].err_fd >= 0);
+    }
+}
+
+int main(int argc, char **argv) {
+    check_begin(1, argv);
+    if (!read_options(argc, argv)) {
+        return 2;
+    }
+    open_books();
+    torture.began_ms = check_now_ms();
+    if (torture.replaying) {
+        each_scenario(replay);
+        return torture.findings > 0;
+    }
+    seam_reset(torture.seed);
+    each_scenario(count_scenario);
+    shuffle_plans();
+    run_plans();
+    printf("%lu sites, %lu sampled, %lu of %lu planned runs, %lu met their fault, %lu findings "
+           "(seed %llu, %llu s)\n",
+           torture.sites, torture.sampled, torture.runs, torture.plan_count, torture.reached,
+           torture.findings, (unsigned long long)torture.seed,
+           (unsigned long long)(check_now_ms() - torture.began_ms) / 1000);
+    return torture.findings > 0;
+}
