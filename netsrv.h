@@ -806,12 +806,13 @@ enum { /* netsrv_conn.flags */
     NETSRV__RESHOW = 0x0800,    /* kept input may be shown again                               */
     NETSRV__STOPPING = 0x1000,  /* close as soon as nothing is under way                       */
     NETSRV__DEAF = 0x2000,      /* hung up while nothing is wanted: out of the poller          */
-    NETSRV__BROKEN = 0x4000     /* the socket failed; there is nothing to shut down            */
+    NETSRV__BROKEN = 0x4000,    /* the socket failed; there is nothing to shut down            */
+    NETSRV__PLAIN = 0x8000      /* open, settled, nothing kept or queued: the fast path        */
 };
 /* With RECV_ON and none of these, a settle has nothing to do. */
 #define NETSRV__UNSETTLED                                                                          \
     (NETSRV__DIRTY | NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__BLOCKED | NETSRV__FIN_WANTED |   \
-     NETSRV__RESHOW | NETSRV__STOPPING)
+     NETSRV__FRESH | NETSRV__RESHOW | NETSRV__STOPPING)
 
 struct netsrv_conn {
     netsrv__worker *worker;
@@ -2740,7 +2741,9 @@ static netsrv_conn *netsrv__conn_of_id(netsrv__worker *w, netsrv_id id) {
                              (uint32_t)(id >> 32));
 }
 
+/* Whatever is recorded on a connection ends here, and with it the fast path until it is settled. */
 static void netsrv__conn_mark_dirty(netsrv__worker *w, netsrv_conn *c) {
+    c->flags &= ~(uint32_t)NETSRV__PLAIN;
     if ((c->flags & NETSRV__DIRTY) == 0) {
         c->flags |= NETSRV__DIRTY;
         c->dirty_next = w->own.dirty;
@@ -2821,6 +2824,7 @@ static NETSRV__HOT netsrv_result netsrv__conn_mark_high(netsrv__worker *w, netsr
         return NETSRV_OK;
     }
     c->flags |= NETSRV__HIGH_MARK;
+    c->flags &= ~(uint32_t)NETSRV__PLAIN;
     return NETSRV_HIGH;
 }
 
@@ -2843,7 +2847,7 @@ static netsrv_result netsrv__conn_append(netsrv__worker *w, netsrv_conn *c, cons
 
 /* The reply that a callback gave: sent from where it lies, and only what the backend hands back
  * through netsrv__conn_on_unsent is copied. */
-static NETSRV__HOT void netsrv__conn_flush_reply(netsrv__worker *w, netsrv_conn *c) {
+static void netsrv__conn_flush_reply(netsrv__worker *w, netsrv_conn *c) {
     const size_t n = w->own.reply_bytes;
     if (n == 0) {
         return;
@@ -2981,6 +2985,7 @@ static void netsrv__conn_on_sent(netsrv__worker *w, netsrv_conn *c, size_t n, in
 static void netsrv__conn_on_blocked(netsrv__worker *w, netsrv_conn *c) {
     if ((c->flags & NETSRV__BLOCKED) == 0) {
         c->flags |= NETSRV__BLOCKED;
+        c->flags &= ~(uint32_t)NETSRV__PLAIN;
         c->stalled_ms = w->own.now_ms;
     }
 }
@@ -3173,12 +3178,9 @@ static NETSRV__HOT void netsrv__conn_enter(netsrv__worker *w, netsrv_conn *c, co
     w->own.current = c;
     w->own.lent = data;
     w->own.lent_bytes = n;
-    if (c->out.bytes != 0 || (c->flags & NETSRV__FIN_WANTED) != 0) {
-        w->own.lent_bytes = 0;
-    }
 }
 
-static NETSRV__HOT void netsrv__conn_leave(netsrv__worker *w, netsrv_conn *c) {
+static void netsrv__conn_leave(netsrv__worker *w, netsrv_conn *c) {
     netsrv__conn_flush_reply(w, c);
     w->own.current = NULL;
 }
@@ -3218,10 +3220,11 @@ static size_t netsrv__conn_show_lines(netsrv__worker *w, netsrv_conn *c, const u
 }
 
 /* Shows input to the program; returns how much of it is done with. */
-static NETSRV__HOT size_t netsrv__conn_show(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+static size_t netsrv__conn_show(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
                                 size_t n, size_t *scanned) {
+    const bool lends = c->out.bytes == 0 && (c->flags & NETSRV__FIN_WANTED) == 0;
     size_t used;
-    netsrv__conn_enter(w, c, data, n);
+    netsrv__conn_enter(w, c, data, lends ? n : 0);
     if (w->cfg->framing == NETSRV_FRAMING_LINE) {
         used = netsrv__conn_show_lines(w, c, data, n, scanned);
     } else {
@@ -3286,35 +3289,21 @@ static void netsrv__conn_show_kept(netsrv__worker *w, netsrv_conn *c) {
     netsrv__conn_limit_input(w, c);
 }
 
-/* Input with a part kept from before or to be kept now. */
-NETSRV__COLD
-static void netsrv__conn_input_kept(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
-                                    size_t n, size_t scanned) {
-    const bool had_input = c->input != NULL;
-    if (c->state != NETSRV__OPEN || !netsrv__conn_keep(w, c, data, n)) {
-        return;
-    }
-    if (had_input) {
-        netsrv__conn_show_kept(w, c);
-        return;
-    }
-    c->input->scanned = scanned;
-    netsrv__conn_limit_input(w, c);
-}
-
-static NETSRV__HOT void netsrv__conn_input(netsrv__worker *w, netsrv_conn *c,
-                                           const unsigned char *data, size_t n) {
+/* Keeps what the program has not consumed of new input, or shows it together with what was kept. */
+static void netsrv__conn_input(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+                               size_t n) {
     size_t scanned = 0;
     size_t used = 0;
-    w->own.bytes_in += n;
-    c->bytes_in += n;
-    c->active_ms = w->own.now_ms;
-    c->flags &= ~(uint32_t)NETSRV__FRESH;
-    if (NETSRV__LIKELY(c->input == NULL)) {
-        used = netsrv__conn_show(w, c, data, n, &scanned);
+    if (c->input != NULL) {
+        if (netsrv__conn_keep(w, c, data, n)) {
+            netsrv__conn_show_kept(w, c);
+        }
+        return;
     }
-    if (!NETSRV__LIKELY(used == n)) {
-        netsrv__conn_input_kept(w, c, data + used, n - used, scanned);
+    used = netsrv__conn_show(w, c, data, n, &scanned);
+    if (used < n && c->state == NETSRV__OPEN && netsrv__conn_keep(w, c, data + used, n - used)) {
+        c->input->scanned = scanned;
+        netsrv__conn_limit_input(w, c);
     }
 }
 
@@ -3324,7 +3313,7 @@ static void netsrv__conn_eof(netsrv__worker *w, netsrv_conn *c) {
     netsrv__input *in = c->input;
     netsrv__conn_set_state(c, NETSRV__HALF);
     if (in != NULL && cfg->framing == NETSRV_FRAMING_LINE) {
-        netsrv__conn_enter(w, c, in->bytes + in->begin, in->end - in->begin);
+        netsrv__conn_enter(w, c, NULL, 0);
         cfg->on_frame(c, in->bytes + in->begin, in->end - in->begin);
         netsrv__conn_leave(w, c);
     }
@@ -3342,8 +3331,6 @@ static void netsrv__conn_eof(netsrv__worker *w, netsrv_conn *c) {
 /* Input after our close. The peer may send only so much of it. */
 static void netsrv__conn_discard(netsrv__worker *w, netsrv_conn *c, size_t n) {
     const uint32_t left = w->cfg->linger_max_bytes - c->discarded;
-    w->own.bytes_in += n;
-    c->bytes_in += n;
     c->discarded = n < left ? c->discarded + (uint32_t)n : w->cfg->linger_max_bytes;
     if (c->state == NETSRV__LINGERING && c->discarded >= w->cfg->linger_max_bytes) {
         netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
@@ -3400,8 +3387,16 @@ static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
     }
 }
 
+/* The state in which most messages find a connection. */
+static bool netsrv__conn_is_plain(const netsrv__worker *w, const netsrv_conn *c) {
+    return c->state == NETSRV__OPEN && c->input == NULL && c->out.bytes + c->sending == 0 &&
+           (c->flags & (NETSRV__UNSETTLED | NETSRV__RECV_ON)) == NETSRV__RECV_ON &&
+           w->cfg->framing == NETSRV_FRAMING_NONE;
+}
+
+/* After each callback of a connection, and once a turn for what became dirty otherwise. */
 NETSRV__COLD
-static void netsrv__conn_settle_slow(netsrv__worker *w, netsrv_conn *c) {
+static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
     if (c->state == NETSRV__DEAD || c->state == NETSRV__FREE) {
         return;
     }
@@ -3421,15 +3416,9 @@ static void netsrv__conn_settle_slow(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_step_recv(w, c);
         netsrv__conn_arm(w, c);
     }
-}
-
-/* After each callback of a connection. Mostly there is nothing to do. */
-static NETSRV__HOT void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
-    if (NETSRV__LIKELY(c->state == NETSRV__OPEN &&
-                       (c->flags & (NETSRV__UNSETTLED | NETSRV__RECV_ON)) == NETSRV__RECV_ON)) {
-        return;
+    if (netsrv__conn_is_plain(w, c)) {
+        c->flags |= NETSRV__PLAIN;
     }
-    netsrv__conn_settle_slow(w, c);
 }
 
 /* Everything that became dirty outside its own callback. What becomes dirty meanwhile gets one more
@@ -3442,7 +3431,7 @@ static void netsrv__conn_settle_dirty(netsrv__worker *w) {
             netsrv_conn *next = c->dirty_next;
             c->dirty_next = NULL;
             c->flags &= ~(uint32_t)NETSRV__DIRTY;
-            netsrv__conn_settle_slow(w, c);
+            netsrv__conn_settle(w, c);
             c = next;
         }
     }
@@ -3450,25 +3439,57 @@ static void netsrv__conn_settle_dirty(netsrv__worker *w) {
 
 /* ---- results of the backend about input ---- */
 
-/* Input after our close; or late, for a connection that ended earlier in this batch. */
 NETSRV__COLD
-static void netsrv__conn_on_late(netsrv__worker *w, netsrv_conn *c, size_t n) {
-    if (c->state == NETSRV__DRAINING || c->state == NETSRV__LINGERING) {
+static void netsrv__conn_on_recv_slow(netsrv__worker *w, netsrv_conn *c, const void *data,
+                                      size_t n) {
+    if (c->state == NETSRV__OPEN) {
+        c->flags &= ~(uint32_t)NETSRV__FRESH;
+        netsrv__conn_input(w, c, data, n);
+    } else if (c->state == NETSRV__DRAINING || c->state == NETSRV__LINGERING) {
         netsrv__conn_discard(w, c, n);
-        netsrv__conn_settle_slow(w, c);
+    } else {
+        return; /* Ended earlier in this batch: late results end here and nowhere else. */
     }
+    netsrv__conn_settle(w, c);
 }
 
-/* n bytes, which are lent until the return. */
-static NETSRV__HOT void netsrv__conn_on_recv(netsrv__worker *w, netsrv_conn *c, const void *data,
-                                             size_t n) {
+/* The callback of a plain connection did more than consume and answer. */
+NETSRV__COLD
+static void netsrv__conn_recv_rest(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+                                   size_t n, size_t used) {
+    netsrv__conn_leave(w, c);
+    used = netsrv__util_min(used, n);
+    if (used < n && c->state == NETSRV__OPEN && netsrv__conn_keep(w, c, data + used, n - used)) {
+        netsrv__conn_limit_input(w, c);
+    }
+    netsrv__conn_settle(w, c);
+}
+
+/* n bytes, which are lent until the return. A plain connection that stays plain and consumes all
+ * needs no settling: its reply goes out, and that is all. */
+static NETSRV__HOT void netsrv__conn_on_recv(netsrv__worker *w, netsrv_conn *c,
+                                             const unsigned char *data, size_t n) {
     NETSRV__ASSERT_OWNER(w);
-    if (NETSRV__LIKELY(c->state == NETSRV__OPEN)) {
-        netsrv__conn_input(w, c, data, n);
-        netsrv__conn_settle(w, c);
+    w->own.bytes_in += n;
+    c->bytes_in += n;
+    c->active_ms = w->own.now_ms;
+    if (!NETSRV__LIKELY((c->flags & NETSRV__PLAIN) != 0)) {
+        netsrv__conn_on_recv_slow(w, c, data, n);
         return;
     }
-    netsrv__conn_on_late(w, c, n);
+    NETSRV_ASSERT(netsrv__conn_is_plain(w, c));
+    netsrv__conn_enter(w, c, data, n);
+    const size_t used = w->cfg->on_data(c, data, n);
+    if (!NETSRV__LIKELY(used == n && (c->flags & NETSRV__PLAIN) != 0)) {
+        netsrv__conn_recv_rest(w, c, data, n, used);
+        return;
+    }
+    w->own.current = NULL;
+    if (w->own.reply_bytes != 0) {
+        const size_t reply_bytes = w->own.reply_bytes;
+        w->own.reply_bytes = 0;
+        w->io->reply(w, c, w->own.reply, reply_bytes);
+    }
 }
 
 /* The peer's end (0) or an error. */
@@ -3488,14 +3509,14 @@ static void netsrv__conn_on_end(netsrv__worker *w, netsrv_conn *c, int sys_errno
             netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
         }
     }
-    netsrv__conn_settle_slow(w, c);
+    netsrv__conn_settle(w, c);
 }
 
 /* The kernel takes output again. */
 static void netsrv__conn_on_writable(netsrv__worker *w, netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(w);
     c->flags &= ~(uint32_t)NETSRV__BLOCKED;
-    netsrv__conn_settle_slow(w, c);
+    netsrv__conn_settle(w, c);
 }
 
 /* ---- the beginning ---- */
@@ -3527,7 +3548,7 @@ static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
         c->flags |= NETSRV__STOPPING;
         netsrv__conn_limit(c, NETSRV__FRESH_MS);
     }
-    netsrv__conn_settle_slow(w, c);
+    netsrv__conn_settle(w, c);
     return true;
 }
 

@@ -2,32 +2,35 @@
 
 source "${BATS_TEST_FILENAME%/*}/helper.bash"
 
-# spaced N: clients one after the other, each served before the next comes, and all of them stay.
-spaced() {
-    hold "$1" -i 6 -- C Shello Rhello U F E
-}
-
-wasted_by() {
+# cost_of ACCEPT: WAKES, how often threads woke up for 200 clients in turn, and WASTED, how often a
+# worker came to the listener and found nobody, with 1000 clients a millisecond apart.
+cost_of() {
     server echo -b epoll -a "$1" -p keep -w 4
-    spaced 100
+    quiet "$PID"
+    WAKES=$(switches "$PID")
+    client -q -n 200 -i 4 "$ADDR" C Sx Rx P:50 K
+    WAKES=$(($(switches "$PID") - WAKES))
+    client -q -n 1000 -i 1 "$ADDR" C K
+    until_true all_closed
     WASTED=$(stats wasted)
-    let_go
     stop
 }
 
-@test "shared wastes wake-ups with spaced clients, exclusive does not" {
-    local shared
-    wasted_by shared
-    shared=$WASTED
-    wasted_by exclusive
-    echo "wasted: shared $shared, exclusive $WASTED"
-    ((shared >= 20))
-    ((WASTED <= 5))
+@test "shared wastes wake-ups with spaced clients and 4 workers, exclusive does not" {
+    local wakes wasted
+    cost_of shared
+    wakes=$WAKES wasted=$WASTED
+    cost_of exclusive
+    echo "shared: $wakes wake-ups for 200 clients, $wasted wasted of 1000"
+    echo "exclusive: $WAKES wake-ups for 200 clients, $WASTED wasted of 1000"
+    ((wasted >= 20))
+    ((WASTED * 3 <= wasted))
+    ((WAKES * 3 <= wakes * 2))
 }
 
 @test "exclusive rotates: with spaced clients every worker gets some" {
     server echo -b epoll -a exclusive -p keep -w 4
-    spaced 200
+    hold 200 -i 6 -- C Shello Rhello U F E
     echo "accepted: $(stats 'workers.*.accepted' | paste -s -d ' ')"
     [ "$(stats 'workers.*.accepted' | min)" -ge 10 ]
     let_go
