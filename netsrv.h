@@ -1,4 +1,261 @@
-/* netsrv.h */
+/* netsrv.h - 0.1.0 - a multicore TCP server in one header, libc only
+   public domain or MIT-0, at your choice; see the end of this file
+
+   In exactly one C file, before any other include:
+
+       #define NETSRV_IMPLEMENTATION
+       #include "netsrv.h"
+
+   Everywhere else just include it. Compile with -std=c11 (or newer) and -pthread.
+
+
+   QUICK START
+
+       #define NETSRV_IMPLEMENTATION
+       #include "netsrv.h"
+
+       static size_t echo(netsrv_conn *c, const void *data, size_t n) {
+           netsrv_send(c, data, n);
+           return n;
+       }
+
+       int main(void) {
+           netsrv_config cfg = {.listen = {"127.0.0.1:7000"}, .on_data = echo};
+           return netsrv_run(&cfg, NULL) != NETSRV_OK;
+       }
+
+   That serves on every CPU. Fill in more fields of netsrv_config as you need them; zero always
+   means the default. The same program runs under every backend and every arrangement below.
+
+
+   CONTENTS
+
+       The manual: guide, threading, limits, testing, platforms (this comment)
+       The declarations: C99 and C++11
+       The implementation: C11, sections in call order. A section calls only what stands above it;
+       to find one, search for its tag.
+
+       [config]   switches with defaults, the platform as 0/1 macros, includes
+       [types]    every internal struct and enum, the three table types
+       [log]      texts of results, the one log function, error reports
+       [mem]      the program's allocator
+       [util]     lists, numbers, a keyed hash
+       [sys]      one shim for each system call
+       [net]      addresses as text, listening sockets, socket options, errno classes
+       [slab]     the connections of one worker: slot + generation
+       [out]      unsent bytes in chunks
+       [timer]    deadlines on a hierarchical wheel
+       [mailbox]  messages from any thread to one worker, and how it is woken
+       [frame]    where a line ends
+       [conn]     the connection: states, input, output
+       [accept]   limits, placing, handing over, pausing
+       [epoll]    readiness poller of Linux
+       [poll]     readiness poller of every POSIX system
+       [ready]    turns readiness into results, once for every poller
+       [backend]  the backends of this build, best first
+       [place]    which worker gets a connection
+       [worker]   the turn, the mail, the phases of leaving, the thread
+       [server]   start, stop, join; undoing everything in reverse
+       [defaults] default values, validation, choices
+       [public]   the functions of the declarations
+
+       To understand the whole, read netsrv__worker_turn in [worker], then follow one message down:
+       netsrv__ready_wait, netsrv__ready_recv, netsrv__conn_on_recv, netsrv_send.
+
+
+   WHO ACCEPTS (netsrv_config.accept)
+
+       auto       single for one worker, exclusive for more (acceptor where the kernel lacks it).
+       single     worker 0 has the listener in its own loop. The plain event-driven server; with
+                  more workers it hands connections over, and its own load delays accepting.
+       acceptor   threads of their own that do nothing but accept and hand over (`acceptors`, one
+                  poller for all of them). Accepting goes on however busy the workers are. `trigger`
+                  says how the listener is armed: level (default), edge, or oneshot (one thread
+                  inside accept at a time, for one extra system call per wake-up).
+       shared     one listening socket in every worker's poller. Every connection wakes every idle
+                  worker, and all but one find nothing: the thundering herd. Watch `wasted` in the
+                  statistics. For comparison, and for systems that have nothing better.
+       exclusive  the same, and the kernel wakes one (EPOLLEXCLUSIVE, Linux 4.5). It prefers the
+                  worker that registered first, so each registers again after some accepts; under
+                  light load the first still gets more, which place = two_choices evens out.
+       edge       the same as shared, edge-triggered: drained until nothing is left, in steps of
+                  accepts_per_turn. Every new connection still wakes every idle worker.
+       reuseport  a socket for each worker on the same port; the kernel spreads by a hash of the
+                  addresses. The least work for each connection, and no look at the load: even only
+                  for many short connections. What waits in the queue of a busy worker waits for it.
+                  Refused where the option exists but does not spread (macOS, OpenBSD, NetBSD).
+                  A second server on the port is an error unless share_port is set. steer_by_cpu
+                  chooses the worker by the CPU that received the handshake.
+
+       Which one? `auto`. For very many short connections measure reuseport. If handlers are long
+       and new clients must never wait for them, acceptor.
+
+   WHO GETS IT (netsrv_config.place)
+
+       auto         keep for one worker and for reuseport, else two_choices.
+       keep         whoever accepted it. No hand-over.
+       round_robin  one after the other. Even in numbers: most minus fewest is at most 1.
+       least        fewest connections, including those on their way.
+       two_choices  the lighter of two at random: nearly as even, and cheaper with many workers.
+       peer_hash    by the client's address (keyed, so that clients cannot choose): the same client,
+                    the same worker. Unix sockets have no address and go round.
+       custom       your function `pick`.
+
+       A worker whose turn has taken longer than stall_ms is passed over while others are free
+       (but not by keep, peer_hash and custom). Counters move before the connection does.
+
+   HOW IT TRAVELS (netsrv_config.transfer)
+
+       mailbox  a message to the worker, and one wake-up for each change from empty to not empty.
+                A full mailbox: the accepting worker keeps the connection itself (`kept_full`).
+       direct   the accepting thread registers the descriptor in the other worker's poller, which
+                wakes it. Legal, and sometimes faster; the accepting thread must not and does not
+                touch it afterwards. The other worker learns of it at once, not with the first byte.
+
+       Pairs that cannot work are refused by netsrv_create with a text that names the remedy:
+       keep with acceptor (its threads serve nobody), keep with single and more than one worker
+       (all others would idle), and with backend poll: exclusive, edge, acceptors above 1, trigger
+       edge or oneshot, and direct, which all need a poller that lives in the kernel.
+
+   BACKENDS (netsrv_config.backend)
+
+       epoll on Linux, poll everywhere; auto takes the first that works. kqueue and io_uring have
+       names already and are refused. netsrv_get_choice tells what was asked, taken, and why.
+
+
+   THREADS
+
+       A connection lives on one worker, from on_open to on_close. Its callbacks run there, one at
+       a time; no lock is needed for what belongs to one connection or one worker.
+
+       From a callback you may call everything marked "callback: yes", also for the connection
+       itself and for others on the same worker. Calls only record what you want: a connection that
+       you close in its own callback is closed after the callback, and on_close follows once.
+
+       From any other thread use an id (netsrv_get_id): netsrv_send_to, netsrv_close_id,
+       netsrv_abort_id, netsrv_post. An id that names a closed connection is harmless for ever.
+
+       A handler that blocks delays the other connections of its worker. New ones go elsewhere.
+
+       Threads of the server have all signals blocked; the library installs no handler, touches no
+       disposition (not even SIGPIPE's), prints nothing, and never exits. Several servers may live
+       in one process. After fork, the child must not call into the server; it may exec or exit.
+       Every descriptor is close-on-exec.
+
+
+   INPUT
+
+       on_data returns how many bytes it has consumed. The rest is kept and shown again, together
+       with what follows. With framing = line, on_frame is called for each line: LF or CR LF ends
+       it, every other byte (also NUL) is its own. At the peer's end, an unfinished last line is
+       shown as a line; unconsumed unframed input is dropped.
+
+       netsrv_pause stops reading, and the kernel then stops the peer. A reset is noticed all the
+       same. Out-of-band data is ignored.
+
+   OUTPUT
+
+       netsrv_send never comes back short. A reply to bytes that lie in the buffer shown by the
+       callback (an echo, a forwarded part) is sent from there and copied only if the kernel does
+       not take it; other replies of one callback are gathered and leave in one call.
+
+       Above high_mark_bytes of queued output netsrv_send says NETSRV_HIGH, reading from that peer
+       stops, and on_drain follows when the queue has fallen to low_mark_bytes. A peer that never
+       reads can thus hold the high mark and little more, and write_timeout_ms ends it.
+
+   THE END OF A CONNECTION
+
+       netsrv_close    sends what is queued (flush_timeout_ms), then FIN, then reads and discards
+                       what the peer still sends until it finishes (linger_timeout_ms,
+                       linger_max_bytes). Without this lingering close the kernel answers unread
+                       input with a reset, which destroys what the peer has not read yet.
+       netsrv_shutdown sends FIN and goes on reading; when the peer finishes as well, it is over.
+       netsrv_abort    resets.
+
+       When the peer finishes first, eof_policy decides: send what is queued and close (default), or
+       keep the sending direction open until the program closes.
+
+       on_close tells the first reason. A close that could not send all it had is an error or a
+       write timeout.
+
+   STOP
+
+       netsrv_stop returns at once; netsrv_wait waits for the end. In between: every thread
+       unwatches its listeners; connections whose handshake is done are accepted and served; the listeners are
+       closed; each connection is closed as soon as nothing is under way on it (a line received in
+       part, output queued, or paused); one from which nothing has arrived yet has half a second to
+       speak. When grace_ms is over, what is left is reset. A second call may shorten the time.
+
+       The one way to lose a connection is the kernel's: a handshake that completes between the
+       last accept and the close of the listener is reset. With reuseport and share_port the kernel
+       goes on giving connections to this server until that moment; to restart without a loss,
+       hand the same listening socket on ("fd:N", "systemd:name"): a socket that others hold is
+       neither drained nor shut down by a stop.
+
+
+   LIMITS, AND WHAT HAPPENS AT EACH
+
+       max_conns               overflow = wait: listeners pause until a connection ends, clients
+                               wait in the backlog; reject: accepted and reset (`refused`).
+                               Exact at any number of threads.
+       max_conns_per_address   accepted and reset (`refused`). IPv6 counts the /64.
+       max_accepts_per_second  listeners pause until the second is over.
+       descriptors, memory     listeners pause, and try again when a connection ends here and every
+                               100 ms; one log line a second at most.
+       input_max_bytes         the connection closes with LINE_TOO_LONG or INPUT_FULL. With framing,
+                               the length of a line without its end.
+       high_mark_bytes         reading stops until low_mark_bytes.
+       queue_max_bytes         the connection is reset with QUEUE_FULL, netsrv_send says so.
+       server_queue_max_bytes  the same with SERVER_FULL. Counts memory, not bytes.
+       mailbox_max_count       connections stay where they are; netsrv_send_to and the like say
+                               QUEUE_FULL and have done nothing.
+       linger_max_bytes        the connection closes, with a reset if more input is waiting.
+       4,194,304 connections   of one worker: dropped, counted in no_memory.
+       NETSRV_LISTEN_MAX, NETSRV_WORKERS_MAX, NETSRV_ACCEPTORS_MAX: refused by netsrv_create.
+
+       Timeouts are never early. idle_timeout_ms counts from the last byte in either direction, so
+       a peer that sends a byte now and then is not idle; bound such peers by input_max_bytes, or
+       close them from a timer of your own. The wheel costs nothing for each byte.
+
+   MEMORY
+
+       An idle connection needs 200 bytes (64-bit) and no buffer. A worker has one receive buffer
+       (recv_buffer_bytes), a reply buffer of 64 KiB from the first gathered reply on, and the wheel
+       (6 KiB). Slots are kept for reuse until the stop.
+
+   NUMBERS
+
+       netsrv_get_stats for each thread, netsrv_get_total for the sums, at any time, without
+       stopping anybody. netsrv_imbalance: the fullest worker in percent of the mean.
+
+   BATCHES
+
+       events_per_wait, accepts_per_turn and bytes_per_turn bound what one source may take before
+       the others have their turn. @BATCHES@
+
+
+   OPTIONS BY MACRO (define before the include that has NETSRV_IMPLEMENTATION)
+
+       NETSRV_STATIC     everything static: a private copy in one file
+       NETSRV_DEBUG      internal assertions, by NETSRV_ASSERT(x), default assert(3)
+       NETSRV_SEAM_...   for tests, below
+
+   TESTING
+
+       Every fallible system call and every allocation passes a macro that is nothing by default:
+
+       NETSRV_SEAM_FAULT(name)             0, or an errno with which the call "name" shall fail
+       NETSRV_SEAM_CLIP(name, n)           a length for "recv" or "send", 1 to n
+       NETSRV_SEAM_EVENTS(events, n, size) may permute or drop events of a batch; the new count
+       NETSRV_SEAM_CLOCK_MS(real)          the monotonic clock that timeouts see
+       NETSRV_SEAM_POINT(name)             a point where threads meet, to disturb the schedule
+
+   PLATFORMS
+
+       Linux (glibc, musl; 64 and 32 bits): epoll and poll, built and run.
+       Other POSIX systems: written for with the poll backend, not built or run yet.
+*/
+
 /* Before any system header: what the implementation asks of them. */
 #if defined(NETSRV_IMPLEMENTATION) && defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE 1
@@ -146,7 +403,7 @@ typedef enum netsrv_switch {
 
 /* What happens when max_conns is reached. */
 typedef enum netsrv_overflow {
-    NETSRV_OVERFLOW_WAIT,  /* default: stop accepting; clients wait in the backlog for a free place */
+    NETSRV_OVERFLOW_WAIT,  /* default: stop accepting; clients wait in the backlog */
     NETSRV_OVERFLOW_REJECT /* accept and reset, so that the client knows at once */
 } netsrv_overflow;
 
@@ -196,14 +453,15 @@ typedef struct netsrv_config {
     /* Bytes came. Returns how many were consumed; the rest is kept and shown again together with
      * what follows. `data` is valid until the return only. Needed unless framing is set. */
     size_t (*on_data)(netsrv_conn *c, const void *data, size_t n);
-    void (*on_frame)(netsrv_conn *c, const void *data, size_t n); /* one line, with framing = LINE */
+    /* One line, with framing = LINE. */
+    void (*on_frame)(netsrv_conn *c, const void *data, size_t n);
     void (*on_drain)(netsrv_conn *c); /* the queue fell to the low mark after NETSRV_HIGH */
     void (*on_eof)(netsrv_conn *c);   /* the peer finished sending; then eof_policy applies */
     /* The end, exactly once for each on_open: reason, and errno for NETSRV_CLOSE_ERROR (else 0).
      * Sending is refused; `c` is gone after the return. */
     void (*on_close)(netsrv_conn *c, netsrv_close_reason reason, int sys_errno);
-    void (*on_worker_start)(netsrv_server *s, unsigned worker); /* first call on a worker's thread */
-    void (*on_worker_stop)(netsrv_server *s, unsigned worker);  /* last call on a worker's thread */
+    void (*on_worker_start)(netsrv_server *s, unsigned worker); /* first call on its thread */
+    void (*on_worker_stop)(netsrv_server *s, unsigned worker);  /* last call on its thread */
     /* One line without newline. Any thread, also inside create and start. Default: silence. */
     void (*on_log)(void *user, netsrv_log_level level, const char *text);
     /* place = CUSTOM: returns the worker, 0 to workers - 1, for a new client. Runs on the accepting
@@ -371,7 +629,8 @@ NETSRV_API bool netsrv_get_choice(const netsrv_server *s, unsigned i, netsrv_cho
 /* The address of listener i (from 0) with its real port, as text. BAD_ARGUMENT if there is none or
  * the buffer is too small (NETSRV_ADDRESS_MAX always suffices).
  * thread: any   callback: yes */
-NETSRV_API netsrv_result netsrv_get_address(const netsrv_server *s, unsigned i, char *text, size_t n);
+NETSRV_API netsrv_result netsrv_get_address(const netsrv_server *s, unsigned i, char *text,
+                                            size_t n);
 
 /* The real port of listener i; 0 if it has none.
  * thread: any   callback: yes */
@@ -928,15 +1187,15 @@ typedef struct netsrv__poller_ops netsrv__poller_ops;
 
 /* A backend, seen from the core. All calls on the thread of `w`; errors as errno, 0 = fine. In the
  * life of a worker: open, then listen_start, recv_start ... in any order, wait again and again,
- * close. Results come up by name: netsrv__accept_batch or netsrv__accept_on_fd, netsrv__conn_on_recv,
- * _on_end, _on_replied, _on_unsent, _on_blocked, _on_writable, _on_sent, _on_detached. A backend calls no callback
- * of the program and changes no connection's state. */
+ * close. Results come up by name: netsrv__accept_batch or netsrv__accept_on_fd, and of connections
+ * netsrv__conn_on_recv, _on_end, _on_replied, _on_unsent, _on_blocked, _on_writable, _on_sent and
+ * _on_detached. A backend calls no callback of the program and changes no connection's state. */
 typedef struct netsrv__io_ops {
     const char *name;
     netsrv_backend backend;
     unsigned can;
     const netsrv__poller_ops *poller; /* readiness backends only */
-    int (*probe)(void);               /* does it work on this system? */
+    int (*probe)(unsigned *can);      /* does it work on this system? takes back what does not */
     int (*open)(netsrv__worker *w);   /* may be called again after a failure or a close */
     void (*close)(netsrv__worker *w); /* accepts a half-open one */
     int (*listen_start)(netsrv__worker *w, unsigned gate);
@@ -1083,6 +1342,7 @@ struct netsrv_server {
     char why[4][96];
     unsigned choice_count;
     const netsrv__io_ops *io;
+    unsigned can; /* of io, on this system */
     const netsrv__place_ops *place;
     netsrv__listener listeners[NETSRV_LISTEN_MAX];
     unsigned listener_count;
@@ -2005,7 +2265,11 @@ static int netsrv__net_bind_unix(netsrv__listener *ln, int fd) {
 static int netsrv__net_open_one(const netsrv_config *cfg, netsrv__listener *ln, bool first) {
     int fd;
     if (ln->kind == NETSRV__LISTEN_ADOPTED) {
-        return netsrv__sys_prepared(netsrv__sys_duplicate(ln->adopted_fd));
+        fd = netsrv__sys_prepared(netsrv__sys_duplicate(ln->adopted_fd));
+        if (fd >= 0) {
+            netsrv__net_tune(cfg, fd);
+        }
+        return fd;
     }
     fd = netsrv__net_socket(ln);
     if (fd < 0) {
@@ -2819,7 +3083,8 @@ static bool netsrv__conn_can_send(const netsrv_conn *c) {
 }
 
 /* HIGH when the queue has passed the mark; on_drain is owed from then on. */
-static NETSRV__HOT netsrv_result netsrv__conn_mark_high(netsrv__worker *w, netsrv_conn *c, size_t queued) {
+static NETSRV__HOT netsrv_result netsrv__conn_mark_high(netsrv__worker *w, netsrv_conn *c,
+                                                        size_t queued) {
     if (NETSRV__LIKELY(queued <= w->cfg->high_mark_bytes)) {
         return NETSRV_OK;
     }
@@ -3173,7 +3438,8 @@ static void netsrv__conn_step_close(netsrv__worker *w, netsrv_conn *c) {
 }
 
 /* Before a callback: where a reply may point to. */
-static NETSRV__HOT void netsrv__conn_enter(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n) {
+static NETSRV__HOT void netsrv__conn_enter(netsrv__worker *w, netsrv_conn *c, const void *data,
+                                           size_t n) {
     NETSRV_ASSERT(w->own.current == NULL && w->own.reply_bytes == 0);
     w->own.current = c;
     w->own.lent = data;
@@ -3549,6 +3815,9 @@ static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
         netsrv__conn_limit(c, NETSRV__FRESH_MS);
     }
     netsrv__conn_settle(w, c);
+    if (c->state < NETSRV__CLOSING && (c->flags & NETSRV__RECV_ON) == 0) {
+        w->io->recv_stop(w, c); /* paused by on_open: its end must be noticed all the same */
+    }
     return true;
 }
 
@@ -3733,7 +4002,8 @@ static void netsrv__accept_release(netsrv_server *srv, uint32_t addr_slot) {
 }
 
 /* One line a second at most, however often it happens. */
-static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, const char *why) {
+static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, int sys_errno,
+                                     const char *why) {
     netsrv_server *srv = w->srv;
     const uint32_t now = (uint32_t)netsrv__sys_now_ms() | 1u;
     uint32_t last = atomic_load(&srv->logged_ms);
@@ -3741,15 +4011,16 @@ static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, const cha
         return;
     }
     if (atomic_compare_exchange_strong(&srv->logged_ms, &last, now)) {
-        netsrv__log_line(w->cfg, NETSRV_LOG_WARN, "accepting on %s pauses: %s",
-                         srv->listeners[gate].text, why);
+        netsrv__log_line(w->cfg, NETSRV_LOG_WARN, "accepting on %s pauses: %s%s",
+                         srv->listeners[gate].text, sys_errno != 0 ? strerror(sys_errno) : why,
+                         netsrv__net_remedy(sys_errno));
     }
 }
 
 /* Level-triggered listeners would spin, edge-triggered ones would be forgotten. Resumed by a nudge,
  * and after retry_ms where nobody may come to nudge (0: somebody will). */
 static void netsrv__accept_pause(netsrv__worker *w, unsigned gate, uint32_t retry_ms,
-                                 const char *why) {
+                                 int sys_errno, const char *why) {
     netsrv__group *g = w->group;
     pthread_mutex_lock(&g->lock);
     if (g->gates[gate].state == NETSRV__GATE_ARMED) {
@@ -3762,7 +4033,7 @@ static void netsrv__accept_pause(netsrv__worker *w, unsigned gate, uint32_t retr
     pthread_mutex_unlock(&g->lock);
     w->own.undrained &= ~(uint32_t)(1u << gate);
     NETSRV__COUNT(w, pauses, 1);
-    netsrv__accept_log_pause(w, gate, why);
+    netsrv__accept_log_pause(w, gate, sys_errno, why);
     const uint64_t at = netsrv__sys_now_ms() + retry_ms;
     if (retry_ms != 0 && (w->own.retry_ms == 0 || at < w->own.retry_ms)) {
         w->own.retry_ms = at;
@@ -3775,7 +4046,7 @@ static bool netsrv__accept_full(const netsrv_server *srv) {
 }
 
 static void netsrv__accept_pause_full(netsrv__worker *w, unsigned gate) {
-    netsrv__accept_pause(w, gate, 0, "max_conns is reached");
+    netsrv__accept_pause(w, gate, 0, 0, "max_conns is reached");
     if (!netsrv__accept_full(w->srv)) {
         /* The last one left between the look and the pause, and nudged nobody. */
         w->own.retry_ms = netsrv__sys_now_ms();
@@ -3946,11 +4217,11 @@ static netsrv__accept_end netsrv__accept_failed(netsrv__worker *w, unsigned gate
         NETSRV__COUNT(w, accept_errors, 1);
         return NETSRV__BATCH_LIMIT;
     case NETSRV__ACCEPT_RESOURCE:
-        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, strerror(sys_errno));
+        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, sys_errno, NULL);
         return NETSRV__BATCH_PAUSED;
     case NETSRV__ACCEPT_BROKEN:
     default:
-        netsrv__accept_pause(w, gate, 10 * NETSRV__RETRY_MS, strerror(sys_errno));
+        netsrv__accept_pause(w, gate, 10 * NETSRV__RETRY_MS, sys_errno, NULL);
         return NETSRV__BATCH_PAUSED;
     }
 }
@@ -3995,7 +4266,7 @@ static netsrv__accept_end netsrv__accept_batch(netsrv__worker *w, unsigned gate)
             if (reserved) {
                 netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
             }
-            netsrv__accept_pause(w, gate, wait_ms, "max_accepts_per_second is reached");
+            netsrv__accept_pause(w, gate, wait_ms, 0, "max_accepts_per_second is reached");
             return NETSRV__BATCH_PAUSED;
         }
         end = netsrv__accept_one(w, gate, w->group->gates[gate].fd, reserved);
@@ -4032,18 +4303,36 @@ static void netsrv__accept_on_message(netsrv__worker *w, const netsrv__arrival *
 
 /* ========================================================================== *
  *  [epoll] Readiness poller of Linux
- *  uses:   log sys
+ *  uses:   sys mailbox
  *  thread: set = any; the rest = a member of the group
  * ========================================================================== */
 
 #if NETSRV__HAS_EPOLL
 
-static int netsrv__epoll_probe(void) {
-    const int fd = netsrv__sys_epoll_create();
-    if (fd < 0) {
+/* EPOLLEXCLUSIVE came with Linux 4.5, and some that look like Linux lack it still. */
+static bool netsrv__epoll_has_exclusive(int ep) {
+    struct epoll_event event;
+    netsrv__wake wake;
+    if (netsrv__mailbox_wake_open(&wake) != 0) {
+        return true; /* lack of descriptors says nothing about it */
+    }
+    memset(&event, 0, sizeof event);
+    event.events = (uint32_t)EPOLLIN | (uint32_t)EPOLLEXCLUSIVE;
+    const int r = netsrv__sys_epoll_ctl(ep, EPOLL_CTL_ADD, wake.read_fd, &event);
+    const bool has = r == 0 || errno != EINVAL;
+    netsrv__mailbox_wake_close(&wake);
+    return has;
+}
+
+static int netsrv__epoll_probe(unsigned *can) {
+    const int ep = netsrv__sys_epoll_create();
+    if (ep < 0) {
         return errno;
     }
-    netsrv__sys_close(fd);
+    if (!netsrv__epoll_has_exclusive(ep)) {
+        *can &= ~(unsigned)NETSRV__CAN_EXCLUSIVE;
+    }
+    netsrv__sys_close(ep);
     return 0;
 }
 
@@ -4113,7 +4402,8 @@ typedef struct netsrv__pollset {
     int first; /* where the next scan begins, so that nobody is always last */
 } netsrv__pollset;
 
-static int netsrv__poll_probe(void) {
+static int netsrv__poll_probe(unsigned *can) {
+    (void)can;
     return 0;
 }
 
@@ -4327,7 +4617,7 @@ static void netsrv__ready_listen_stop(netsrv__worker *w, unsigned gate) {
 /* A listener that cannot be armed again is paused, and tried again from there. */
 static void netsrv__ready_gate_lost(netsrv__worker *w, unsigned gate, int error) {
     if (error != 0) {
-        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, strerror(error));
+        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, error, NULL);
     }
 }
 
@@ -5450,11 +5740,6 @@ static void netsrv__server_set_gates(netsrv_server *srv) {
 
 static void netsrv__server_reset(netsrv_server *srv) {
     netsrv__server_set_gates(srv);
-    for (unsigned i = 0; i < srv->thread_count; i++) {
-        if (srv->workers[i].serves) {
-            netsrv__mailbox_reopen(&srv->workers[i].mailbox);
-        }
-    }
     srv->ready = 0;
     srv->go = 0;
     memset(&srv->start_error, 0, sizeof srv->start_error);
@@ -5487,12 +5772,6 @@ static void netsrv__server_await_end(netsrv_server *srv) {
     netsrv__server_join(srv);
 }
 
-static void netsrv__server_close_mail(netsrv_server *srv) {
-    for (unsigned i = 0; i < srv->thread_count; i++) {
-        netsrv__mailbox_close(&srv->workers[i].mailbox);
-    }
-}
-
 static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_error *error) {
     for (unsigned i = 0; i < srv->thread_count; i++) {
         netsrv__worker *w = &srv->workers[i];
@@ -5500,7 +5779,6 @@ static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_er
         if (failed != 0) {
             netsrv__server_say_go(srv, -1);
             netsrv__server_await_end(srv);
-            netsrv__server_close_mail(srv);
             netsrv__worker_close_listeners(srv);
             return netsrv__log_error(error, NETSRV_SYSTEM, failed,
                                      "cannot create thread %u of %u: %s; ask for fewer workers",
@@ -5529,8 +5807,12 @@ static void netsrv__server_stop(netsrv_server *srv, uint32_t grace_ms) {
     }
 }
 
-/* Lets the threads run and waits until each has said that it serves. */
+/* Lets the threads run and waits until each has said that it serves. Mail is taken from now on: the
+ * threads that will read it exist. */
 static netsrv_result netsrv__server_launch(netsrv_server *srv, netsrv_error *error) {
+    for (unsigned i = 0; i < srv->cfg.workers; i++) {
+        netsrv__mailbox_reopen(&srv->workers[i].mailbox);
+    }
     netsrv__server_say_go(srv, 1);
     while (srv->ready < srv->thread_count) {
         pthread_cond_wait(&srv->changed, &srv->lock);
@@ -5704,7 +5986,8 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (numbers[i].value > numbers[i].max) {
             return netsrv__log_error(error, NETSRV_BAD_CONFIG, 0,
-                                     "%s: %lu is too much; at most %lu", numbers[i].field, (unsigned long)numbers[i].value,
+                                     "%s: %lu is too much; at most %lu", numbers[i].field,
+                                     (unsigned long)numbers[i].value,
                                      (unsigned long)numbers[i].max);
         }
     }
@@ -5830,7 +6113,8 @@ static netsrv_result netsrv__defaults_asked_backend(netsrv_server *srv, netsrv_e
         return netsrv__log_error(error, NETSRV_UNAVAILABLE, 0,
                                  "backend: %s is not in this build; use auto", name);
     }
-    const int failed = srv->io->probe();
+    srv->can = srv->io->can;
+    const int failed = srv->io->probe(&srv->can);
     if (failed != 0) {
         return netsrv__log_error(error, NETSRV_UNAVAILABLE, failed,
                                  "backend: %s does not work here: %s; use auto", name,
@@ -5849,7 +6133,8 @@ static netsrv_result netsrv__defaults_choose_backend(netsrv_server *srv, netsrv_
     }
     for (size_t i = 0; i < NETSRV__BACKENDS; i++) {
         const netsrv__io_ops *io = &netsrv__backend_list[i];
-        const int r = io->probe();
+        srv->can = io->can;
+        const int r = io->probe(&srv->can);
         if (r != 0) {
             failed = r;
             failed_name = io->name;
@@ -5868,7 +6153,7 @@ static netsrv_result netsrv__defaults_choose_backend(netsrv_server *srv, netsrv_
 }
 
 static bool netsrv__defaults_can(const netsrv_server *srv, unsigned what) {
-    return (srv->io->can & what) != 0;
+    return (srv->can & what) != 0;
 }
 
 static netsrv_result netsrv__defaults_refuse(netsrv_server *srv, netsrv_error *error,
@@ -5934,6 +6219,10 @@ static netsrv_result netsrv__defaults_choose_accept(netsrv_server *srv, netsrv_e
     netsrv_config *c = &srv->cfg;
     if (c->accept == NETSRV_ACCEPT_AUTO) {
         netsrv__defaults_auto_accept(srv);
+    } else if (c->accept == NETSRV_ACCEPT_EXCLUSIVE && (srv->io->can & ~srv->can) != 0) {
+        c->accept = NETSRV_ACCEPT_SHARED;
+        netsrv__defaults_note(srv, "accept", "exclusive", "shared",
+                              "this kernel has no EPOLLEXCLUSIVE");
     } else {
         const char *name = netsrv__defaults_accepts[c->accept];
         netsrv__defaults_note(srv, "accept", name, name, "as asked");
@@ -6438,3 +6727,28 @@ NETSRV_API const char *netsrv_transfer_name(int transfer) {
 
 #endif /* NETSRV__IMPLEMENTED */
 #endif /* NETSRV_IMPLEMENTATION */
+
+/* ---- licence --------------------------------------------------------------------------------- */
+
+/* This software is available under two licences; choose the one you prefer.
+ *
+ * A: Public domain (www.unlicense.org). This is free and unencumbered software released into the
+ * public domain. Anyone is free to copy, modify, publish, use, compile, sell, or distribute this
+ * software, either in source code form or as a compiled binary, for any purpose, commercial or
+ * non-commercial, and by any means. In jurisdictions that recognize copyright laws, the author or
+ * authors of this software dedicate any and all copyright interest in the software to the public
+ * domain. We make this dedication for the benefit of the public at large and to the detriment of
+ * our heirs and successors. We intend this dedication to be an overt act of relinquishment in
+ * perpetuity of all present and future rights to this software under copyright law.
+ *
+ * B: MIT No Attribution (MIT-0). Permission is hereby granted, free of charge, to any person
+ * obtaining a copy of this software and associated documentation files (the "Software"), to deal in
+ * the Software without restriction, including without limitation the rights to use, copy, modify,
+ * merge, publish, distribute, sublicense, and/or sell copies of the Software, and to permit persons
+ * to whom the Software is furnished to do so.
+ *
+ * In both cases: THE SOFTWARE IS PROVIDED "AS IS", WITHOUT WARRANTY OF ANY KIND, EXPRESS OR
+ * IMPLIED, INCLUDING BUT NOT LIMITED TO THE WARRANTIES OF MERCHANTABILITY, FITNESS FOR A PARTICULAR
+ * PURPOSE AND NONINFRINGEMENT. IN NO EVENT SHALL THE AUTHORS OR COPYRIGHT HOLDERS BE LIABLE FOR ANY
+ * CLAIM, DAMAGES OR OTHER LIABILITY, WHETHER IN AN ACTION OF CONTRACT, TORT OR OTHERWISE, ARISING
+ * FROM, OUT OF OR IN CONNECTION WITH THE SOFTWARE OR THE USE OR OTHER DEALINGS IN THE SOFTWARE. */

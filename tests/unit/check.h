@@ -149,12 +149,12 @@ static inline bool check_bytes(const void *a, size_t na, const void *b, size_t n
 
 #define CHECK(cond) check_true((cond), #cond, __FILE__, __LINE__)
 #define CHECK_FAIL(text) check_true(false, (text), __FILE__, __LINE__)
-#define CHECK_NUMBER(a, op, b) \
-    check_number((long long)(a), op, (long long)(b), #a, #b, __FILE__, __LINE__)
-#define CHECK_EQ(a, b) CHECK_NUMBER(a, "==", b)
-#define CHECK_NE(a, b) CHECK_NUMBER(a, "!=", b)
-#define CHECK_LE(a, b) CHECK_NUMBER(a, "<=", b)
-#define CHECK_GE(a, b) CHECK_NUMBER(a, ">=", b)
+#define CHECK_NUMBER(a, op, b, ta, tb) \
+    check_number((long long)(a), op, (long long)(b), ta, tb, __FILE__, __LINE__)
+#define CHECK_EQ(a, b) CHECK_NUMBER(a, "==", b, #a, #b)
+#define CHECK_NE(a, b) CHECK_NUMBER(a, "!=", b, #a, #b)
+#define CHECK_LE(a, b) CHECK_NUMBER(a, "<=", b, #a, #b)
+#define CHECK_GE(a, b) CHECK_NUMBER(a, ">=", b, #a, #b)
 #define CHECK_STR(a, b) check_text((a), (b), false, #a, __FILE__, __LINE__)
 #define CHECK_HAS(a, b) check_text((a), (b), true, #a, __FILE__, __LINE__)
 #define CHECK_MEM(a, na, b, nb) check_bytes((a), (na), (b), (nb), #a, __FILE__, __LINE__)

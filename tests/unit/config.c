@@ -314,6 +314,7 @@ static void combinations_of(netsrv_config *c) {
         for (int trigger = 0; trigger < NETSRV_TRIGGER_COUNT; trigger++) {
             for (int transfer = 0; transfer < NETSRV_TRANSFER_COUNT; transfer++) {
                 c->place = (netsrv_place)place;
+                c->pick = place == NETSRV_PLACE_CUSTOM ? pick_first : NULL;
                 c->trigger = (netsrv_trigger)trigger;
                 c->transfer = (netsrv_transfer)transfer;
                 check_combination(c);
@@ -324,7 +325,6 @@ static void combinations_of(netsrv_config *c) {
 
 static void combinations(netsrv_backend backend) {
     netsrv_config c = rig_config(backend, 1);
-    c.pick = pick_first;
     for (int accept = 0; accept < NETSRV_ACCEPT_COUNT; accept++) {
         for (c.workers = 1; c.workers <= 3; c.workers += 2) {
             for (c.acceptors = 0; c.acceptors <= 2; c.acceptors++) {
@@ -486,7 +486,7 @@ static void bad_descriptors(void) {
     char text[32];
     netsrv_config cfg = rig_config(NETSRV_BACKEND_EPOLL, 1);
     cfg.listen[0] = "fd:9999";
-    refused(&cfg, NETSRV_SYSTEM, "fd:9999");
+    refused(&cfg, NETSRV_BAD_ADDRESS, "fd:9999");
     const int no_socket = open("/dev/null", O_RDWR | O_CLOEXEC);
     snprintf(text, sizeof text, "fd:%d", no_socket);
     cfg.listen[0] = text;

@@ -171,9 +171,7 @@ static void reset_with_output_waiting(netsrv_backend b) {
     cfg.on_eof = big_at_eof;
     cfg.eof_policy = NETSRV_EOF_KEEP;
     netsrv_server *s = rig_start(&cfg);
-    const int fd = peer_connect(netsrv_get_port(s, 0));
-    const int bytes = 2048;
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
     shutdown(fd, SHUT_WR);
     CHECK_WITHIN(5000, atomic_load(&rig_seen.eofs) == 1);
     CHECK_LE(cpu_percent(100), 15);

@@ -135,12 +135,12 @@ static void every_arrangement(netsrv_backend b, unsigned workers) {
     cfg.on_data = NULL;
     cfg.on_frame = obey;
     cfg.framing = NETSRV_FRAMING_LINE;
-    cfg.pick = pick_next;
     for (int accept = 0; accept < NETSRV_ACCEPT_COUNT; accept++) {
         for (int place = 0; place < NETSRV_PLACE_COUNT; place++) {
             for (int transfer = 1; transfer < NETSRV_TRANSFER_COUNT; transfer++) {
                 cfg.accept = (netsrv_accept)accept;
                 cfg.place = (netsrv_place)place;
+                cfg.pick = place == NETSRV_PLACE_CUSTOM ? pick_next : NULL;
                 cfg.transfer = (netsrv_transfer)transfer;
                 if (fits(&cfg)) {
                     play_all(&cfg);

@@ -227,27 +227,49 @@ static inline struct sockaddr_in peer_loopback(uint8_t last, uint16_t port) {
     return a;
 }
 
-/* From 127.0.0.`from`, or from any address if that is 0. -1 if it did not work. */
-static inline int peer_connect_from(uint8_t from, uint16_t port, uint64_t deadline_ms) {
+static inline int peer_socket(uint64_t deadline_ms) {
     const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    if (fd < 0) {
-        return -1;
-    }
-    peer_deadline(fd, deadline_ms);
-    const struct sockaddr_in source = peer_loopback(from, 0);
-    const struct sockaddr_in target = peer_loopback(1, port);
     const int one = 1;
-    setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-    const bool bound = from == 0 || bind(fd, (const struct sockaddr *)&source, sizeof source) == 0;
-    if (!bound || connect(fd, (const struct sockaddr *)&target, sizeof target) != 0) {
+    if (fd >= 0) {
+        peer_deadline(fd, deadline_ms);
+        setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    }
+    return fd;
+}
+
+/* The descriptor, or -1 and it is closed. */
+static inline int peer_reach(int fd, uint16_t port) {
+    const struct sockaddr_in target = peer_loopback(1, port);
+    if (fd >= 0 && connect(fd, (const struct sockaddr *)&target, sizeof target) != 0) {
         close(fd);
         return -1;
     }
     return fd;
 }
 
+/* From 127.0.0.`from`, or from any address if that is 0. -1 if it did not work. */
+static inline int peer_connect_from(uint8_t from, uint16_t port, uint64_t deadline_ms) {
+    const struct sockaddr_in source = peer_loopback(from, 0);
+    const int fd = peer_socket(deadline_ms);
+    if (fd >= 0 && from != 0 && bind(fd, (const struct sockaddr *)&source, sizeof source) != 0) {
+        close(fd);
+        return -1;
+    }
+    return peer_reach(fd, port);
+}
+
 static inline int peer_connect(uint16_t port) {
     const int fd = peer_connect_from(0, port, check_scaled(PEER_DEADLINE_MS));
+    CHECK(fd >= 0);
+    return fd;
+}
+
+/* A client that takes little: its receive buffer is small from the handshake on. */
+static inline int peer_connect_small(uint16_t port) {
+    const int bytes = 2048;
+    int fd = peer_socket(check_scaled(PEER_DEADLINE_MS));
+    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    fd = peer_reach(fd, port);
     CHECK(fd >= 0);
     return fd;
 }

@@ -105,9 +105,7 @@ static void never_reading(netsrv_backend b) {
     cfg.on_open = small_send_buffer;
     cfg.on_data = big_reply;
     netsrv_server *s = rig_start(&cfg);
-    const int fd = peer_connect(netsrv_get_port(s, 0));
-    const int bytes = 2048;
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
     peer_say(fd, "x");
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
     const uint64_t began = check_now_ms();
@@ -125,9 +123,7 @@ static void shorter_grace_counts(netsrv_backend b) {
     cfg.on_open = small_send_buffer;
     cfg.on_data = big_reply;
     netsrv_server *s = rig_start(&cfg);
-    const int fd = peer_connect(netsrv_get_port(s, 0));
-    const int bytes = 2048;
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
     peer_say(fd, "x");
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
     netsrv_stop(s, 60000);

@@ -17,11 +17,6 @@ static void small_send_buffer(netsrv_conn *c) {
     rig_on_open(c);
 }
 
-static void small_receive_buffer(int fd) {
-    const int bytes = 2048;
-    setsockopt(fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
-}
-
 /* ---- idle -------------------------------------------------------------------------------------------- */
 
 static void idle_by_moved_clock(netsrv_backend b) {
@@ -140,8 +135,7 @@ static void write_timeout(netsrv_backend b) {
     cfg.write_timeout_ms = 60000;
     seam_reset(1);
     netsrv_server *s = rig_start(&cfg);
-    const int fd = peer_connect(netsrv_get_port(s, 0));
-    small_receive_buffer(fd);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
     advance(s, 100000);
     CHECK_EQ(rig_closes(), 0);
     peer_say(fd, "x");
@@ -169,8 +163,7 @@ static void write_timeout_by_real_clock(netsrv_backend b) {
     cfg.on_data = send_much;
     cfg.write_timeout_ms = 80;
     netsrv_server *s = rig_start(&cfg);
-    const int fd = peer_connect(netsrv_get_port(s, 0));
-    small_receive_buffer(fd);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
     const uint64_t began = check_now_ms();
     peer_say(fd, "x");
     CHECK_WITHIN(5000, rig_closes() == 1);
@@ -195,8 +188,7 @@ static void flush_timeout(netsrv_backend b) {
     cfg.flush_timeout_ms = 30000;
     seam_reset(1);
     netsrv_server *s = rig_start(&cfg);
-    const int fd = peer_connect(netsrv_get_port(s, 0));
-    small_receive_buffer(fd);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
     peer_say(fd, "x");
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
     advance(s, 20000);
@@ -329,6 +321,7 @@ static void crowd(netsrv_backend b) {
     int fd[CROWD];
     netsrv_config cfg = rig_config(b, 1);
     cfg.on_open = set_crowd;
+    cfg.linger_timeout_ms = NETSRV_OFF;
     seam_reset(1);
     atomic_store(&crowd_opened, 0);
     netsrv_server *s = rig_start(&cfg);

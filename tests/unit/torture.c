@@ -520,9 +520,7 @@ static void cfg_write_timeout(netsrv_config *cfg) {
 
 /* The client never reads, so that the server ends it. */
 static void do_not_read(run *r) {
-    client c = dial(r);
-    const int bytes = 2048;
-    setsockopt(c.fd, SOL_SOCKET, SO_RCVBUF, &bytes, sizeof bytes);
+    client c = { peer_reach(peer_socket(patience_ms(r)), r->port), false };
     for (int i = 0; i < 20 && c.fd >= 0; i++) {
         peer_send(c.fd, "m", 1);
     }
