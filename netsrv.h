@@ -181,10 +181,11 @@
    STOP
 
        netsrv_stop returns at once; netsrv_wait waits for the end. In between: every thread
-       unwatches its listeners; connections whose handshake is done are accepted and served; the listeners are
-       closed; each connection is closed as soon as nothing is under way on it (a line received in
-       part, output queued, or paused); one from which nothing has arrived yet has half a second to
-       speak. When grace_ms is over, what is left is reset. A second call may shorten the time.
+       unwatches its listeners; connections whose handshake is done are accepted and served; the
+       listeners are closed; each connection is closed as soon as nothing is under way on it (a
+       line received in part, output queued, or paused); one from which nothing has arrived yet
+       has half a second to speak. When grace_ms is over, what is left is reset. A second call
+       may shorten the time.
 
        The one way to lose a connection is the kernel's: a handshake that completes between the
        last accept and the close of the listener is reset. With reuseport and share_port the kernel
