@@ -1318,6 +1318,14 @@ struct netsrv__worker {
     char pad_after[NETSRV__CACHE_LINE];
 };
 
+/* A start in steps, each for all threads: nobody hands anything to a worker that is not open. */
+typedef enum netsrv__step {
+    NETSRV__STEP_WAIT,
+    NETSRV__STEP_OPEN,
+    NETSRV__STEP_SERVE,
+    NETSRV__STEP_CANCEL
+} netsrv__step;
+
 /* What max_conns_per_address and max_accepts_per_second need to know. Under its lock. */
 typedef struct netsrv__addr_entry {
     uint8_t key[16];
@@ -1361,7 +1369,7 @@ struct netsrv_server {
     unsigned ready;     /* threads that have reported from their start */
     unsigned alive;     /* threads that have not ended */
     unsigned joinable;  /* threads created and not joined */
-    int go;             /* 0: threads wait; 1: they run; -1: they end at once */
+    netsrv__step step;  /* what the threads shall do */
     bool started;       /* between netsrv_start and the end of netsrv_wait */
     netsrv_error start_error;
 
@@ -2970,20 +2978,20 @@ static netsrv__frame_found netsrv__frame_line(const unsigned char *data, size_t 
  *  thread: owner
  * ========================================================================== */
 
-#define NETSRV__STEP(state) (1u << (state))
+#define NETSRV__MAY(state) (1u << (state))
 static const uint8_t netsrv__conn_steps[NETSRV__STATE_COUNT] = {
-    [NETSRV__FREE] = NETSRV__STEP(NETSRV__OPEN),
-    [NETSRV__OPEN] = NETSRV__STEP(NETSRV__HALF) | NETSRV__STEP(NETSRV__DRAINING) |
-                     NETSRV__STEP(NETSRV__CLOSING),
-    [NETSRV__HALF] = NETSRV__STEP(NETSRV__DRAINING) | NETSRV__STEP(NETSRV__CLOSING),
-    [NETSRV__DRAINING] = NETSRV__STEP(NETSRV__LINGERING) | NETSRV__STEP(NETSRV__CLOSING),
-    [NETSRV__LINGERING] = NETSRV__STEP(NETSRV__CLOSING),
-    [NETSRV__CLOSING] = NETSRV__STEP(NETSRV__DEAD),
+    [NETSRV__FREE] = NETSRV__MAY(NETSRV__OPEN),
+    [NETSRV__OPEN] = NETSRV__MAY(NETSRV__HALF) | NETSRV__MAY(NETSRV__DRAINING) |
+                     NETSRV__MAY(NETSRV__CLOSING),
+    [NETSRV__HALF] = NETSRV__MAY(NETSRV__DRAINING) | NETSRV__MAY(NETSRV__CLOSING),
+    [NETSRV__DRAINING] = NETSRV__MAY(NETSRV__LINGERING) | NETSRV__MAY(NETSRV__CLOSING),
+    [NETSRV__LINGERING] = NETSRV__MAY(NETSRV__CLOSING),
+    [NETSRV__CLOSING] = NETSRV__MAY(NETSRV__DEAD),
     [NETSRV__DEAD] = 0, /* the slab makes it FREE */
 };
 
 static void netsrv__conn_set_state(netsrv_conn *c, netsrv__state state) {
-    NETSRV_ASSERT((netsrv__conn_steps[c->state] & NETSRV__STEP(state)) != 0);
+    NETSRV_ASSERT((netsrv__conn_steps[c->state] & NETSRV__MAY(state)) != 0);
     c->state = state;
 }
 
@@ -5442,13 +5450,13 @@ static int netsrv__worker_watch(netsrv__worker *w) {
     return error;
 }
 
-/* Waits for the word that all threads exist; false if they shall not run. */
-static bool netsrv__worker_await_go(netsrv_server *srv) {
+/* Waits until the starter says `step`; false if it says that the start has failed. */
+static bool netsrv__worker_await(netsrv_server *srv, netsrv__step step) {
     pthread_mutex_lock(&srv->lock);
-    while (srv->go == 0) {
+    while (srv->step != NETSRV__STEP_CANCEL && srv->step < step) {
         pthread_cond_wait(&srv->changed, &srv->lock);
     }
-    const bool go = srv->go > 0;
+    const bool go = srv->step != NETSRV__STEP_CANCEL;
     pthread_mutex_unlock(&srv->lock);
     return go;
 }
@@ -5483,38 +5491,17 @@ static void netsrv__worker_dress(const netsrv__worker *w) {
     }
 }
 
-/* For a worker without a loop: until nobody can send it anything any more. */
-static void netsrv__worker_drop_mail(netsrv__worker *w) {
-    while (w->serves && !netsrv__worker_finished(w)) {
-        netsrv__worker_read_mail(w);
-        netsrv__sys_nap();
-    }
-}
-
-/* From open to close. A worker that cannot start still takes part in the stop that follows, and
- * drops what others hand to it. */
-static void netsrv__worker_run(netsrv__worker *w) {
-    int error = netsrv__worker_open(w);
-    const bool opened = error == 0;
-    if (opened && w->serves && w->cfg->on_worker_start != NULL) {
+/* Serves until the stop. A listener that cannot be armed ends the start, and with it this loop. */
+static void netsrv__worker_serve(netsrv__worker *w) {
+    if (w->serves && w->cfg->on_worker_start != NULL) {
         w->cfg->on_worker_start(w->srv, w->index);
     }
-    if (opened) {
-        error = netsrv__worker_watch(w);
+    netsrv__worker_report_ready(w, netsrv__worker_watch(w));
+    while (netsrv__worker_turn(w)) {
     }
-    netsrv__worker_report_ready(w, error);
-    if (!opened) {
-        w->own.phase = NETSRV__FORCED;
-        netsrv__worker_quiesce(w);
-        netsrv__worker_drop_mail(w);
-    } else {
-        while (netsrv__worker_turn(w)) {
-        }
-    }
-    if (opened && w->serves && w->cfg->on_worker_stop != NULL) {
+    if (w->serves && w->cfg->on_worker_stop != NULL) {
         w->cfg->on_worker_stop(w->srv, w->index);
     }
-    netsrv__worker_close(w);
 }
 
 static void *netsrv__worker_main(void *arg) {
@@ -5522,8 +5509,12 @@ static void *netsrv__worker_main(void *arg) {
     netsrv_server *srv = w->srv;
     netsrv__self = w;
     netsrv__worker_dress(w);
-    if (netsrv__worker_await_go(srv)) {
-        netsrv__worker_run(w);
+    if (netsrv__worker_await(srv, NETSRV__STEP_OPEN)) {
+        netsrv__worker_report_ready(w, netsrv__worker_open(w));
+        if (netsrv__worker_await(srv, NETSRV__STEP_SERVE)) {
+            netsrv__worker_serve(w);
+        }
+        netsrv__worker_close(w);
     }
     netsrv__worker_report_end(srv);
     return NULL;
@@ -5742,7 +5733,7 @@ static void netsrv__server_set_gates(netsrv_server *srv) {
 static void netsrv__server_reset(netsrv_server *srv) {
     netsrv__server_set_gates(srv);
     srv->ready = 0;
-    srv->go = 0;
+    srv->step = NETSRV__STEP_WAIT;
     memset(&srv->start_error, 0, sizeof srv->start_error);
     atomic_store(&srv->paused, 0);
     atomic_store(&srv->swept, false);
@@ -5760,8 +5751,9 @@ static void netsrv__server_join(netsrv_server *srv) {
     atomic_store(&srv->stopping, false);
 }
 
-static void netsrv__server_say_go(netsrv_server *srv, int go) {
-    srv->go = go;
+static void netsrv__server_say(netsrv_server *srv, netsrv__step step) {
+    srv->ready = 0;
+    srv->step = step;
     pthread_cond_broadcast(&srv->changed);
 }
 
@@ -5773,14 +5765,19 @@ static void netsrv__server_await_end(netsrv_server *srv) {
     netsrv__server_join(srv);
 }
 
+/* Ends threads that do not serve yet. */
+static void netsrv__server_cancel(netsrv_server *srv) {
+    netsrv__server_say(srv, NETSRV__STEP_CANCEL);
+    netsrv__server_await_end(srv);
+    netsrv__worker_close_listeners(srv);
+}
+
 static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_error *error) {
     for (unsigned i = 0; i < srv->thread_count; i++) {
         netsrv__worker *w = &srv->workers[i];
         const int failed = netsrv__sys_thread_create(&w->thread, netsrv__worker_main, w);
         if (failed != 0) {
-            netsrv__server_say_go(srv, -1);
-            netsrv__server_await_end(srv);
-            netsrv__worker_close_listeners(srv);
+            netsrv__server_cancel(srv);
             return netsrv__log_error(error, NETSRV_SYSTEM, failed,
                                      "cannot create thread %u of %u: %s; ask for fewer workers",
                                      i + 1, srv->thread_count, strerror(failed));
@@ -5808,23 +5805,31 @@ static void netsrv__server_stop(netsrv_server *srv, uint32_t grace_ms) {
     }
 }
 
-/* Lets the threads run and waits until each has said that it serves. Mail is taken from now on: the
- * threads that will read it exist. */
-static netsrv_result netsrv__server_launch(netsrv_server *srv, netsrv_error *error) {
-    for (unsigned i = 0; i < srv->cfg.workers; i++) {
-        netsrv__mailbox_reopen(&srv->workers[i].mailbox);
-    }
-    netsrv__server_say_go(srv, 1);
+/* One step of the start: until every thread has reported. */
+static netsrv_result netsrv__server_take_step(netsrv_server *srv, netsrv__step step) {
+    netsrv__server_say(srv, step);
     while (srv->ready < srv->thread_count) {
         pthread_cond_wait(&srv->changed, &srv->lock);
     }
-    if (srv->start_error.result == NETSRV_OK) {
-        return NETSRV_OK;
+    return srv->start_error.result;
+}
+
+/* Mail is taken from the second step on: the threads that will read it exist. */
+static netsrv_result netsrv__server_launch(netsrv_server *srv, netsrv_error *error) {
+    if (netsrv__server_take_step(srv, NETSRV__STEP_OPEN) != NETSRV_OK) {
+        *error = srv->start_error;
+        netsrv__server_cancel(srv);
+        return error->result;
     }
-    *error = srv->start_error;
-    netsrv__server_stop(srv, 0);
-    netsrv__server_await_end(srv);
-    return error->result;
+    for (unsigned i = 0; i < srv->cfg.workers; i++) {
+        netsrv__mailbox_reopen(&srv->workers[i].mailbox);
+    }
+    if (netsrv__server_take_step(srv, NETSRV__STEP_SERVE) != NETSRV_OK) {
+        *error = srv->start_error;
+        netsrv__server_stop(srv, 0);
+        netsrv__server_await_end(srv);
+    }
+    return srv->start_error.result;
 }
 
 /* Under the lock. */
