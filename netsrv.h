@@ -184,7 +184,8 @@
        unwatches its listeners; connections whose handshake is done are accepted and served; the
        listeners are closed; each connection is closed as soon as nothing is under way on it (a
        line received in part, output queued, or paused); one from which nothing has arrived yet
-       has half a second to speak. When grace_ms is over, what is left is reset. A second call
+       has half a second to speak. Each close lingers as netsrv_close does, up to 2 seconds for a
+       client that keeps its end open. When grace_ms is over, what is left is reset. A second call
        may shorten the time.
 
        The one way to lose a connection is the kernel's: a handshake that completes between the
@@ -232,7 +233,11 @@
    BATCHES
 
        events_per_wait, accepts_per_turn and bytes_per_turn bound what one source may take before
-       the others have their turn. @BATCHES@
+       the others have their turn. "How many sockets at once?" hardly matters: on Linux over
+       loopback, one worker, medians of nine rounds, accepts_per_turn from 1 to 64 stayed within
+       3 % of CPU per short connection, and events_per_wait from 16 to 1024 within the noise of
+       10 %. The small defaults are for fairness. What matters is the receive buffer: 16 KiB cost
+       1.7 times the CPU of 64 KiB with a stream of 16 KiB messages, 256 KiB saved 5 % more.
 
 
    OPTIONS BY MACRO (define before the include that has NETSRV_IMPLEMENTATION)
@@ -502,7 +507,8 @@ typedef struct netsrv_config {
     uint32_t max_accepts_per_second;  /* of the server; default NETSRV_OFF */
     uint32_t input_max_bytes;         /* unconsumed input, and longest line without its end;
                                          default 1 MiB */
-    uint32_t high_mark_bytes;         /* queued output that stops reading; default 256 KiB */
+    uint32_t high_mark_bytes;         /* queued output that stops reading; default 256 KiB, or half
+                                         of a smaller queue_max_bytes                               */
     uint32_t low_mark_bytes; /* queued output that resumes; default a quarter of the high */
     uint32_t queue_max_bytes;         /* queued output of one connection; default 16 MiB */
     uint64_t server_queue_max_bytes;  /* queued output of the server; default 1 GiB;
@@ -645,7 +651,8 @@ NETSRV_API void *netsrv_user(const netsrv_server *s);
  * thread: any   callback: yes */
 NETSRV_API bool netsrv_stopping(const netsrv_server *s);
 
-/* Counters of thread i: workers first, then acceptors. BAD_ARGUMENT beyond the last.
+/* Counters of thread i: workers first, then acceptors. Bytes are added up at the end of a turn.
+ * BAD_ARGUMENT beyond the last.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_get_stats(const netsrv_server *s, unsigned i, netsrv_stats *stats);
 
@@ -1202,7 +1209,7 @@ typedef struct netsrv__io_ops {
     int (*listen_start)(netsrv__worker *w, unsigned gate);
     void (*listen_stop)(netsrv__worker *w, unsigned gate);
     int (*recv_start)(netsrv__worker *w, netsrv_conn *c);
-    void (*recv_stop)(netsrv__worker *w, netsrv_conn *c);
+    int (*recv_stop)(netsrv__worker *w, netsrv_conn *c); /* errors and hang-ups go on */
     /* Sends data, which is not queued. The part that cannot go now comes back through
      * netsrv__conn_on_unsent before the return. */
     void (*reply)(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n);
@@ -2372,6 +2379,9 @@ static const char *netsrv__net_remedy(int sys_errno) {
     case EACCES:
     case EPERM:
         return "; take a port above 1023, or a path you may write to";
+    case ENOENT:
+    case ENOTDIR:
+        return "; make the directory first";
     case EADDRNOTAVAIL:
         return "; this machine has no such address";
     case EMFILE:
@@ -3650,13 +3660,8 @@ static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
     if (wanted == on) {
         return;
     }
-    if (!wanted) {
-        c->flags &= ~(uint32_t)NETSRV__RECV_ON;
-        w->io->recv_stop(w, c);
-        return;
-    }
-    c->flags |= NETSRV__RECV_ON;
-    const int error = w->io->recv_start(w, c);
+    c->flags ^= NETSRV__RECV_ON;
+    const int error = wanted ? w->io->recv_start(w, c) : w->io->recv_stop(w, c);
     if (error != 0) {
         netsrv__conn_fail(w, c, error);
     }
@@ -3689,6 +3694,8 @@ static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
     netsrv__conn_step_program(w, c);
     if (c->state < NETSRV__CLOSING) {
         netsrv__conn_step_recv(w, c);
+    }
+    if (c->state < NETSRV__CLOSING) {
         netsrv__conn_arm(w, c);
     }
     if (netsrv__conn_is_plain(w, c)) {
@@ -3719,6 +3726,7 @@ static void netsrv__conn_on_recv_slow(netsrv__worker *w, netsrv_conn *c, const v
                                       size_t n) {
     if (c->state == NETSRV__OPEN) {
         c->flags &= ~(uint32_t)NETSRV__FRESH;
+        c->limit_ms = 0; /* at a stop it was the time for this */
         netsrv__conn_input(w, c, data, n);
     } else if (c->state == NETSRV__DRAINING || c->state == NETSRV__LINGERING) {
         netsrv__conn_discard(w, c, n);
@@ -3825,7 +3833,11 @@ static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
     }
     netsrv__conn_settle(w, c);
     if (c->state < NETSRV__CLOSING && (c->flags & NETSRV__RECV_ON) == 0) {
-        w->io->recv_stop(w, c); /* paused by on_open: its end must be noticed all the same */
+        /* Paused by on_open: its end must be noticed all the same. */
+        const int error = w->io->recv_stop(w, c);
+        if (error != 0) {
+            netsrv__conn_fail(w, c, error);
+        }
     }
     return true;
 }
@@ -4102,6 +4114,16 @@ static void netsrv__accept_check_paused(netsrv__worker *w) {
 
 /* ---- placing ---- */
 
+static void netsrv__accept_log_refused(netsrv__worker *w, const netsrv__addr *peer,
+                                       const char *why) {
+    char text[NETSRV_ADDRESS_MAX];
+    NETSRV__COUNT(w, refused, 1);
+    if (w->cfg->on_log != NULL) {
+        netsrv__log_line(w->cfg, NETSRV_LOG_DEBUG, "refused %s: %s",
+                         netsrv__net_text(peer, text, sizeof text), why);
+    }
+}
+
 /* With a reset, so that the client knows at once and the port is free at once. */
 static void netsrv__accept_refuse(int fd) {
     const struct linger now = {1, 0};
@@ -4119,7 +4141,7 @@ static void netsrv__accept_drop(netsrv__worker *w, const netsrv__arrival *a) {
 /* Too late to be served if the stop's time is over. */
 static bool netsrv__accept_open(netsrv__worker *w, const netsrv__arrival *a) {
     if (w->own.phase == NETSRV__FORCED) {
-        NETSRV__COUNT(w, refused, 1);
+        netsrv__accept_log_refused(w, &a->peer, "the server stops");
         return false;
     }
     if (!netsrv__conn_open(w, a)) {
@@ -4202,7 +4224,7 @@ static void netsrv__accept_on_fd(netsrv__worker *w, unsigned gate, int fd,
     a.listener = gate;
     a.peer = *peer;
     if (!netsrv__accept_admit_address(w->srv, &a)) {
-        NETSRV__COUNT(w, refused, 1);
+        netsrv__accept_log_refused(w, peer, "max_conns_per_address is reached");
         netsrv__accept_refuse(fd);
         netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
         return;
@@ -4249,13 +4271,13 @@ static netsrv__accept_end netsrv__accept_one(netsrv__worker *w, unsigned gate, i
         }
         return netsrv__accept_failed(w, gate, saved);
     }
+    const netsrv__addr peer = netsrv__net_addr(&sa);
     if (!reserved) {
         NETSRV__COUNT(w, accepted, 1);
-        NETSRV__COUNT(w, refused, 1);
+        netsrv__accept_log_refused(w, &peer, "max_conns is reached");
         netsrv__accept_refuse(fd);
         return NETSRV__BATCH_LIMIT;
     }
-    const netsrv__addr peer = netsrv__net_addr(&sa);
     netsrv__accept_on_fd(w, gate, fd, &peer);
     return NETSRV__BATCH_LIMIT;
 }
@@ -4703,17 +4725,6 @@ static int netsrv__ready_update(netsrv__worker *w, netsrv_conn *c) {
     return error;
 }
 
-static int netsrv__ready_recv_start(netsrv__worker *w, netsrv_conn *c) {
-    return netsrv__ready_update(w, c);
-}
-
-static void netsrv__ready_recv_stop(netsrv__worker *w, netsrv_conn *c) {
-    const int error = netsrv__ready_update(w, c);
-    if (error != 0) {
-        netsrv__conn_on_end(w, c, error);
-    }
-}
-
 static void netsrv__ready_detach(netsrv__worker *w, netsrv_conn *c) {
     if (c->interest != 0 || (c->flags & NETSRV__FOREIGN) != 0) {
         /* Before the close: an item outlives it while another process holds a duplicate. */
@@ -4972,7 +4983,7 @@ static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
 #define NETSRV__READY_OPS                                                                          \
     .open = netsrv__ready_open, .close = netsrv__ready_close,                                      \
     .listen_start = netsrv__ready_listen_start, .listen_stop = netsrv__ready_listen_stop,          \
-    .recv_start = netsrv__ready_recv_start, .recv_stop = netsrv__ready_recv_stop,                  \
+    .recv_start = netsrv__ready_update, .recv_stop = netsrv__ready_update,                         \
     .reply = netsrv__ready_reply, .send = netsrv__ready_send, .detach = netsrv__ready_detach,      \
     .wait = netsrv__ready_wait
 
@@ -5913,7 +5924,8 @@ static void netsrv__defaults_fill_queue(netsrv_config *c) {
     const uint32_t room = server != 0 && server < (16u << 20) ? (uint32_t)server : 16u << 20;
     const uint32_t queue = c->high_mark_bytes > room ? c->high_mark_bytes : room;
     c->queue_max_bytes = netsrv__defaults_or(c->queue_max_bytes, queue);
-    const uint32_t high = c->queue_max_bytes < (256u << 10) ? c->queue_max_bytes : 256u << 10;
+    const uint32_t half = c->queue_max_bytes / 2 + 1;
+    const uint32_t high = half < (256u << 10) ? half : 256u << 10;
     c->high_mark_bytes = netsrv__defaults_or(c->high_mark_bytes, high);
     c->low_mark_bytes = netsrv__defaults_or(c->low_mark_bytes, c->high_mark_bytes / 4);
     if (server == 0) {

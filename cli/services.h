@@ -19,8 +19,7 @@ static void sleep_ms(uint64_t ms) {
     }
 }
 
-/* Sent piece by piece, so that memory stays within the high mark. The pattern of chargen repeats
- * after 95 lines: whole rounds need no place to remember. */
+/* The pattern of chargen repeats after 95 lines. */
 enum { CHARGEN_FIRST = ' ', CHARGEN_LINES = 95, CHARGEN_COLUMNS = 72 };
 static char chargen_round[CHARGEN_LINES][CHARGEN_COLUMNS + 2];
 static char send_letters[16384];
@@ -57,9 +56,27 @@ static size_t discard_data(netsrv_conn *c, const void *data, size_t n) {
     return n;
 }
 
+/* How much to send at once without a look at the result: what fits between the high mark, which
+ * says stop, and the end of the queue, which ends the connection. */
+static size_t piece_max(netsrv_conn *c) {
+    const netsrv_config *config = netsrv_get_config(netsrv_get_server(c));
+    const size_t room = config->queue_max_bytes - config->high_mark_bytes;
+    return room > 0 && room < sizeof send_letters ? room : sizeof send_letters;
+}
+
+/* Until the high mark, and then again from on_drain; the place in the round is the user pointer. */
 static void chargen_more(netsrv_conn *c) {
-    while (netsrv_send(c, chargen_round, sizeof chargen_round) == NETSRV_OK) {
+    const char *round = chargen_round[0];
+    const size_t most = piece_max(c);
+    uintptr_t at = (uintptr_t)netsrv_get_data(c);
+    netsrv_result result = NETSRV_OK;
+    while (result == NETSRV_OK) {
+        const size_t left = sizeof chargen_round - at;
+        const size_t n = left < most ? left : most;
+        result = netsrv_send(c, round + at, n);
+        at = (at + n) % sizeof chargen_round;
     }
+    netsrv_set_data(c, (void *)at);
 }
 
 static void chargen_open(netsrv_conn *c) {
@@ -93,13 +110,14 @@ __attribute__((format(printf, 2, 3))) static void reply(netsrv_conn *c, const ch
 /* What /send still owes, with its newline, is kept in the user pointer: nothing to allocate and
  * nothing to free. Reading pauses meanwhile, so that later answers stay behind this one. */
 static void send_more(netsrv_conn *c) {
+    const size_t most = piece_max(c);
     uintptr_t owed = (uintptr_t)netsrv_get_data(c);
     netsrv_result result = NETSRV_OK;
     if (owed == 0) {
         return;
     }
     while (owed > 0 && result == NETSRV_OK) {
-        size_t letters = owed - 1 < sizeof send_letters ? owed - 1 : sizeof send_letters;
+        const size_t letters = owed - 1 < most ? owed - 1 : most;
         result = letters > 0 ? netsrv_send(c, send_letters, letters) : netsrv_send(c, "\n", 1);
         owed -= letters > 0 ? letters : 1;
     }

@@ -116,13 +116,6 @@ static void on_close(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) 
     free(netsrv_get_data(c));
 }
 
-static void on_log(void *user, netsrv_log_level level, const char *text) {
-    (void)user;
-    if (level <= NETSRV_LOG_WARN) {
-        fprintf(stderr, "line_server: %s\n", text);
-    }
-}
-
 /* ---- start and stop ------------------------------------------------------------------------- */
 
 static netsrv_server *server; /* set before the signal handler that needs it is installed */
@@ -180,7 +173,6 @@ int main(int argc, char **argv) {
         .on_frame = on_frame,
         .on_drain = on_drain,
         .on_close = on_close,
-        .on_log = on_log,
         .framing = NETSRV_FRAMING_LINE,
         .input_max_bytes = LINE_MAX_BYTES,
     };

@@ -2,30 +2,40 @@
 
 source "${BATS_TEST_FILENAME%/*}/helper.bash"
 
-# cost_of ACCEPT: WAKES, how often threads woke up for 200 clients in turn, and WASTED, how often a
-# worker came to the listener and found nobody, with 1000 clients a millisecond apart.
+# cost_of ACCEPT: WAKES, how often threads woke up for 200 clients one after the other, and WASTED,
+# how often a worker came to the listener and found nobody. The kernel sends a thread back to sleep
+# by itself if another was quicker, so the first number has the truth and the second a part of it.
 cost_of() {
     server echo -b epoll -a "$1" -p keep -w 4
     quiet "$PID"
     WAKES=$(switches "$PID")
     client -q -n 200 -i 4 "$ADDR" C Sx Rx P:50 K
     WAKES=$(($(switches "$PID") - WAKES))
-    client -q -n 1000 -i 1 "$ADDR" C K
-    until_true all_closed
     WASTED=$(stats wasted)
+    until_true all_closed
     stop
 }
 
 @test "shared wastes wake-ups with spaced clients and 4 workers, exclusive does not" {
-    local wakes wasted
+    local wakes
     cost_of shared
-    wakes=$WAKES wasted=$WASTED
+    wakes=$WAKES
     cost_of exclusive
-    echo "shared: $wakes wake-ups for 200 clients, $wasted wasted of 1000"
-    echo "exclusive: $WAKES wake-ups for 200 clients, $WASTED wasted of 1000"
-    ((wasted >= 20))
-    ((WASTED * 3 <= wasted))
+    echo "200 clients: shared $wakes wake-ups, exclusive $WAKES, of these seen as wasted $WASTED"
     ((WAKES * 3 <= wakes * 2))
+    ((WASTED <= 10))
+}
+
+# With two clients at once and 4 workers that all wake up, some find the place empty; how many is a
+# matter of the scheduler, so it has a few seconds to happen.
+@test "shared: the counter shows wasted wake-ups" {
+    server echo -b epoll -a shared -p keep -w 4
+    some_wasted() {
+        client -q -n 1000 -p 2 "$ADDR" C K
+        [ "$(stats wasted)" -gt 0 ]
+    }
+    until_true some_wasted
+    stop
 }
 
 @test "exclusive rotates: with spaced clients every worker gets some" {

@@ -83,6 +83,8 @@ int main(int argc, char **argv) {
     printf("%ld\n", (long)child);
     fflush(stdout);
     must(waitpid(child, &status, 0) == child, "waitpid");
+    puts("ended");
+    fflush(stdout);
     serve_one();
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }

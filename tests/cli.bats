@@ -29,7 +29,7 @@ wrong() {
     wrong '-Z' echo -Z
     wrong handler-threads echo --handler-threads 4
     wrong control echo --control /tmp/x
-    wrong threads echo -t 4
+    wrong '-t' echo -t 4
     wrong own_thread echo -p own_thread
     wrong custom echo -p custom
 }
@@ -116,8 +116,8 @@ wrong() {
         >"$BATS_TEST_TMPDIR/options"
     [ "$(wc -l <"$BATS_TEST_TMPDIR/options")" -gt 30 ]
     while read -r option; do
-        # groff writes a hyphen as \-
-        sed 's/\\-/-/g' "$ROOT/cli/netsrv.1" | grep -q -F -e "$option" || fail "$option: not in the page"
+        grep -q -x -E "\.It (Fl [a-z] .*, )?Fl Fl ${option#--}( .*)?" "$ROOT/cli/netsrv.1" ||
+            fail "$option: not in the page"
         "$NETSRV_BIN" --help options | grep -q -F -e " $option" || fail "$option: not in the list"
     done <"$BATS_TEST_TMPDIR/options"
 }

@@ -94,6 +94,7 @@ typedef struct conn {
     bool fresh; /* the present step has not run yet */
     bool connecting;
     bool established;
+    bool refused; /* a reset came before connect had ended: accepted, and reset at once */
     int fd;
     size_t step;
     unsigned index;
@@ -457,12 +458,12 @@ static step_result connect_step(conn *c, int *error) {
 
 static step_result step_connect(conn *c, const action *a) {
     int error;
-    (void)a;
     const step_result result = connect_step(c, &error);
     if (result != DONE) {
         return result;
     }
-    if (error != 0) {
+    c->refused = error == ECONNRESET && (a[1].op == 'T' || a[1].op == 'Z');
+    if (error != 0 && !c->refused) {
         return fail(c, "connect: %s", strerror(error));
     }
     c->established = true;
@@ -656,6 +657,10 @@ static bool is_reset(int error) {
 /* Any byte that still comes is a failure for E; T and Z look past what was already under way. */
 static step_result step_end(conn *c, const action *a) {
     ssize_t n;
+    if (c->refused) {
+        tell(c, "%c", a->op);
+        return DONE;
+    }
     do {
         n = recv(c->fd, g.receive_buffer, CHUNK_MAX, 0);
     } while (n > 0 && a->op != 'E');
@@ -861,8 +866,8 @@ static void script_parse(int argc, char **argv) {
     size_t open[LOOPS_MAX];
     size_t depth = 0;
     g.o.action_count = (size_t)argc;
-    g.o.actions = must_alloc(NULL, sizeof(action) * (size_t)argc);
-    memset(g.o.actions, 0, sizeof(action) * (size_t)argc);
+    g.o.actions = must_alloc(NULL, sizeof(action) * ((size_t)argc + 1));
+    memset(g.o.actions, 0, sizeof(action) * ((size_t)argc + 1)); /* one more, empty, ends it */
     for (size_t i = 0; i < (size_t)argc; i++) {
         action *a = &g.o.actions[i];
         action_parse(a, argv[i]);
@@ -1073,11 +1078,18 @@ static void dispatch(nfds_t n) {
     }
 }
 
+static bool finished(void) {
+    return g.running == 0 && (g.started == g.o.count || g.killed);
+}
+
 static void turn(void) {
     uint64_t until = UINT64_MAX;
     start_some();
     kill_when_due();
     tell_gate();
+    if (finished()) {
+        return;
+    }
     const nfds_t n = fill_polls(&until);
     if (!g.killed && g.started < g.o.count && g.running < g.o.parallel) {
         sooner(&until, g.next_start_ms);
@@ -1090,10 +1102,6 @@ static void turn(void) {
     if (poll(g.polls, n, wait_ms) >= 0) {
         dispatch(n);
     }
-}
-
-static bool finished(void) {
-    return g.running == 0 && (g.started == g.o.count || g.killed);
 }
 
 /* ---- report ---------------------------------------------------------------------------------- */

@@ -326,3 +326,10 @@ quick_arrangements() {
           if (key != last) { last = key; i = 0; turn++ }
           if (i++ == turn % 6) { print } }'
 }
+
+# few_arrangements: enough to pass through every part of the code.
+few_arrangements() {
+    arrangements "$@" | grep -E -e '-a single -p keep|-a single -p least.*direct|exclusive -p (keep|round)' \
+        -e 'oneshot --acceptors 4|-p peer_hash .*edge --acceptors 4|reuseport -p (keep|two)|poll -a shared -p least' |
+        grep -E -v -e 'acceptor -p (least|two).*mailbox|acceptor -p (round|peer).*direct'
+}

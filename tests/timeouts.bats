@@ -109,10 +109,11 @@ lingers() {
 
 @test "--flush-timeout: who takes none of the queued output is not waited for for ever" {
     local from
-    server line --commands -w 1 --flush-timeout 500 --linger-timeout off --high-mark 4m
+    server line --commands -w 1 --flush-timeout 500 --linger-timeout off --high-mark 20m --queue-max 20m
     from=$(date +%s%N)
     hold 2 -- V:4096 C 'S/send 16000000\n/close\n' W U X
     until_true all_closed
+    [ $((($(date +%s%N) - from) / 1000000)) -ge 500 ]
     let_go
     stop
 }

@@ -76,6 +76,9 @@ static int fail_some(const char *name, unsigned long nth) {
 static size_t by_turns(netsrv_conn *c, const void *data, size_t n) {
     static atomic_ulong turn;
     rig_on_data(c, data, n);
+    if (n > 1) {
+        return n; /* the question whether everything still works */
+    }
     switch (atomic_fetch_add(&turn, 1) % 4) {
     case 0: netsrv_close(c); break;
     case 1: netsrv_abort(c); break;
