@@ -67,15 +67,15 @@ variant: $(V)/netsrv-debug $(EXAMPLES:%=$(V)/examples/%) $(UNITS:%=$(V)/unit/%)
 
 $(B)/%/netsrv-debug: cli/netsrv.c $(HEADERS)
 	@mkdir -p $(@D)
-	$(VCC) $(LANGUAGE) -DNETSRV_DEBUG $(STRICT) $(VFLAGS) -o $@ $<
+	$(VCC) $(LANGUAGE) -DNETSRV_DEBUG $(VFLAGS) -o $@ $<
 
 $(V)/unit/%: tests/unit/%.c $(HEADERS)
 	@mkdir -p $(@D)
-	$(VCC) $(LANGUAGE) -DNETSRV_DEBUG $(STRICT) $(VFLAGS) -o $@ $<
+	$(VCC) $(LANGUAGE) -DNETSRV_DEBUG $(VFLAGS) -o $@ $<
 
 $(V)/examples/%: examples/%.c $(HEADERS)
 	@mkdir -p $(@D)
-	$(VCC) $(LANGUAGE) -I. -DNETSRV_DEBUG $(STRICT) $(VFLAGS) -o $@ $<
+	$(VCC) $(LANGUAGE) -I. -DNETSRV_DEBUG $(VFLAGS) -o $@ $<
 
 test:
 	@tests/check quick

@@ -92,21 +92,11 @@ static bool open_service(service *me, const char *address) {
         .user = me,
         .workers = 2,
     };
-    netsrv_error error;
-    if (netsrv_create(&me->server, &cfg, &error) != NETSRV_OK) {
-        printf("%s: %s\n", me->name, error.text);
-        return false;
-    }
-    return true;
+    return netsrv_create(&me->server, &cfg, NULL) == NETSRV_OK; /* on_log has told what failed. */
 }
 
 static bool start_service(service *me) {
-    netsrv_error error;
-    if (netsrv_start(me->server, &error) != NETSRV_OK) {
-        printf("%s: %s\n", me->name, error.text);
-        return false;
-    }
-    return true;
+    return netsrv_start(me->server, NULL) == NETSRV_OK;
 }
 
 static void stop_service(service *me) {

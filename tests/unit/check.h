@@ -53,6 +53,7 @@ static struct {
     atomic_ulong failures;
     int fds_before;
     int threads_before;
+    uint64_t began_ms;
 } check_state = { .case_name = "(no case)", .variant = "", .scale = 1 };
 
 /* ---- time ------------------------------------------------------------------------------------ */
@@ -326,6 +327,7 @@ static inline bool check_case_begin(const char *name) {
     check_state.cases++;
     check_state.fds_before = check_count_fds();
     check_state.threads_before = check_count_threads();
+    check_state.began_ms = check_now_ms();
     printf("  %s%s%s\n", check_state.variant, check_state.variant[0] != '\0' ? ": " : "", name);
     alarm((unsigned)check_scaled(CHECK_CASE_SECONDS));
     return true;
@@ -339,6 +341,9 @@ static inline void check_case_end(void) {
     CHECK_EQ(check_alloc_blocks(), 0);
     CHECK_EQ(check_alloc_bytes(), 0);
     alarm(0);
+    if (check_now_ms() - check_state.began_ms >= 1000) {
+        printf("    %llu ms\n", (unsigned long long)(check_now_ms() - check_state.began_ms));
+    }
     atomic_store(&check_memory.blocks, 0);
     atomic_store(&check_memory.bytes, 0);
     atomic_store(&check_memory.peak_bytes, 0);

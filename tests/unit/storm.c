@@ -70,14 +70,14 @@ static void *live(void *arg) {
     return NULL;
 }
 
-static void storm(netsrv_config cfg, uint64_t seed, uint64_t ms) {
+static void storm(netsrv_config cfg, uint64_t seed, uint64_t ms, bool repeat) {
     pthread_t t[CLIENTS];
     cfg.on_open = token_begins;
     cfg.on_data = same_token;
     cfg.on_close = token_ends;
     seam_reset(seed);
     SEAM_SET(permute, true);
-    SEAM_SET(repeat, true);
+    SEAM_SET(repeat, repeat);
     SEAM_SET(disturb, true);
     SEAM_SET(recv_clip, 7);
     SEAM_SET(send_clip, 7);
@@ -111,11 +111,11 @@ static void each_accept(netsrv_backend b) {
         cfg.accept = (netsrv_accept)accept;
         cfg.place = NETSRV_PLACE_ROUND_ROBIN;
         printf("    accept %s\n", netsrv_accept_name(accept));
-        storm(cfg, (uint64_t)accept, 350);
+        storm(cfg, (uint64_t)accept, 350, true);
     }
 }
 
-static void direct(netsrv_backend b) {
+static void direct(netsrv_backend b, bool repeat) {
     netsrv_config cfg = rig_config(b, WORKERS);
     if (b == NETSRV_BACKEND_POLL) {
         SKIP("poll cannot register in another worker's set");
@@ -125,7 +125,7 @@ static void direct(netsrv_backend b) {
     cfg.acceptors = 2;
     cfg.trigger = NETSRV_TRIGGER_ONESHOT;
     cfg.transfer = NETSRV_TRANSFER_DIRECT;
-    storm(cfg, 77, 600);
+    storm(cfg, 77, 600, repeat);
 }
 
 /* Small batches: an event of one connection is left over while another takes its descriptor. */
@@ -134,13 +134,14 @@ static void small_batches(netsrv_backend b) {
     cfg.events_per_wait = 2;
     cfg.mailbox_max_count = 2;
     cfg.place = NETSRV_PLACE_LEAST;
-    storm(cfg, 99, 600);
+    storm(cfg, 99, 600, true);
 }
 
 static void all(netsrv_backend b) {
     CASE("every accept", each_accept(b));
-    CASE("direct transfer", direct(b));
     CASE("small batches", small_batches(b));
+    CASE("direct transfer", direct(b, false));
+    CASE("direct transfer, repeated events", direct(b, true));
 }
 
 int main(int argc, char **argv) {

@@ -14,6 +14,13 @@ static void advance(netsrv_server *s, unsigned long ms) {
     rig_poke(s);
 }
 
+/* A close at a timeout need not wait for the client to finish as well. */
+static netsrv_config timer_config(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 1);
+    cfg.linger_timeout_ms = NETSRV_OFF;
+    return cfg;
+}
+
 static void small_send_buffer(netsrv_conn *c) {
     const int bytes = 4096;
     setsockopt(netsrv_get_fd(c), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
@@ -23,7 +30,7 @@ static void small_send_buffer(netsrv_conn *c) {
 /* ---- idle -------------------------------------------------------------------------------------------- */
 
 static void idle_by_moved_clock(netsrv_backend b) {
-    netsrv_config cfg = rig_config(b, 1);
+    netsrv_config cfg = timer_config(b);
     cfg.idle_timeout_ms = 60000;
     seam_reset(1);
     netsrv_server *s = rig_start(&cfg);
@@ -49,7 +56,7 @@ static void idle_by_moved_clock(netsrv_backend b) {
 static void big_jump(netsrv_backend b) {
     static const unsigned long jumps[] = { 255, 256, 4096, 65536, 1u << 20, 1u << 24, 1u << 30 };
     for (size_t i = 0; i < sizeof jumps / sizeof jumps[0]; i++) {
-        netsrv_config cfg = rig_config(b, 1);
+        netsrv_config cfg = timer_config(b);
         cfg.idle_timeout_ms = (uint32_t)jumps[i] + 20000;
         seam_reset(1);
         netsrv_server *s = rig_start(&cfg);
@@ -99,7 +106,7 @@ static size_t set_on_data(netsrv_conn *c, const void *data, size_t n) {
 }
 
 static void own_idle_timeout(netsrv_backend b) {
-    netsrv_config cfg = rig_config(b, 1);
+    netsrv_config cfg = timer_config(b);
     cfg.on_data = set_on_data;
     cfg.idle_timeout_ms = 20000;
     seam_reset(1);
@@ -322,9 +329,8 @@ static unsigned crowd_before(unsigned long ms) {
 /* All due times are multiples of 10 s; the steps look 5 s after each, far from any real delay. */
 static void crowd(netsrv_backend b) {
     int fd[CROWD];
-    netsrv_config cfg = rig_config(b, 1);
+    netsrv_config cfg = timer_config(b);
     cfg.on_open = set_crowd;
-    cfg.linger_timeout_ms = NETSRV_OFF;
     seam_reset(1);
     atomic_store(&crowd_opened, 0);
     netsrv_server *s = rig_start(&cfg);

@@ -776,6 +776,8 @@ static void do_across(run *r) {
     }
     if (!c.cut) {
         hear_text(r, &c, "from afar");
+    }
+    if (!c.cut) {
         insist(r, &c, netsrv_close_id);
         hear_end(r, &c, PEER_FIN);
     }
