@@ -14,6 +14,8 @@
        #define NETSRV_IMPLEMENTATION
        #include "netsrv.h"
 
+       #include <err.h>
+
        static size_t echo(netsrv_conn *c, const void *data, size_t n) {
            netsrv_send(c, data, n);
            return n;
@@ -21,7 +23,8 @@
 
        int main(void) {
            netsrv_config cfg = {.listen = {"127.0.0.1:7000"}, .on_data = echo};
-           return netsrv_run(&cfg, NULL) != NETSRV_OK;
+           netsrv_error error;
+           if (netsrv_run(&cfg, &error) != NETSRV_OK) { errx(1, "%s", error.text); }
        }
 
    That serves on every CPU. Fill in more fields of netsrv_config as you need them; zero always
@@ -461,7 +464,8 @@ typedef struct netsrv_config {
     size_t (*on_data)(netsrv_conn *c, const void *data, size_t n);
     /* One line, with framing = LINE. */
     void (*on_frame)(netsrv_conn *c, const void *data, size_t n);
-    void (*on_drain)(netsrv_conn *c); /* the queue fell to the low mark after NETSRV_HIGH */
+    /* The queue fell to the low mark after NETSRV_HIGH; kept input is shown again after this. */
+    void (*on_drain)(netsrv_conn *c);
     void (*on_eof)(netsrv_conn *c);   /* the peer finished sending; then eof_policy applies */
     /* The end, exactly once for each on_open: reason, and errno for NETSRV_CLOSE_ERROR (else 0).
      * Sending is refused; `c` is gone after the return. */
@@ -508,7 +512,7 @@ typedef struct netsrv_config {
     uint32_t input_max_bytes;         /* unconsumed input, and longest line without its end;
                                          default 1 MiB */
     uint32_t high_mark_bytes;         /* queued output that stops reading; default 256 KiB, or half
-                                         of a smaller queue_max_bytes                               */
+                                         of a smaller queue_max_bytes                              */
     uint32_t low_mark_bytes; /* queued output that resumes; default a quarter of the high */
     uint32_t queue_max_bytes;         /* queued output of one connection; default 16 MiB */
     uint64_t server_queue_max_bytes;  /* queued output of the server; default 1 GiB;
@@ -591,7 +595,7 @@ typedef struct netsrv_conn_stats {
 /* ---- life of a server ----------------------------------------------------------------------- */
 
 /* Checks the configuration, binds and listens; starts no thread. `error` may be NULL. On failure
- * *server is NULL and nothing is left behind. NULL cfg means all defaults.
+ * *server is NULL, nothing is left behind, and the same text goes to on_log. NULL cfg means all defaults.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_create(netsrv_server **server, const netsrv_config *cfg,
                                        netsrv_error *error);
@@ -721,6 +725,7 @@ NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *s
 /* Sends a copy to a connection named by id. OK means handed to its worker (or queued, if this is
  * the owner's thread); a connection that ends meanwhile is a silent "gone". GONE: known to be gone.
  * QUEUE_FULL: the worker's mailbox is full; nothing was sent. Order is kept per sending thread.
+ * Calls nothing of the program's, so it may be used under the program's own locks.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_send_to(netsrv_server *s, netsrv_id id, const void *data, size_t n);
 
@@ -3698,9 +3703,8 @@ static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
     if (c->state < NETSRV__CLOSING) {
         netsrv__conn_arm(w, c);
     }
-    if (netsrv__conn_is_plain(w, c)) {
-        c->flags |= NETSRV__PLAIN;
-    }
+    c->flags &= ~(uint32_t)NETSRV__PLAIN;
+    c->flags |= netsrv__conn_is_plain(w, c) ? (uint32_t)NETSRV__PLAIN : 0u;
 }
 
 /* Everything that became dirty outside its own callback. What becomes dirty meanwhile gets one more

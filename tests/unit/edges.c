@@ -20,6 +20,15 @@ static uint64_t cpu_percent(int ms) {
     return (check_cpu_us() - cpu) * 100 / (check_clock_us(CLOCK_MONOTONIC) - began + 1);
 }
 
+/* The server comes to rest: what is still being done may be finished first, a spin never is. */
+static uint64_t cpu_at_rest(int ms) {
+    uint64_t percent = 100;
+    for (int i = 0; i < 8 && percent > 5; i++) {
+        percent = cpu_percent(ms);
+    }
+    return percent;
+}
+
 /* ---- closing ------------------------------------------------------------------------------------- */
 
 static size_t reply_and_close(netsrv_conn *c, const void *data, size_t n) {
@@ -97,7 +106,7 @@ static void slow_reply_after_half_close(netsrv_backend b) {
     const int fd = peer_connect(netsrv_get_port(s, 0));
     shutdown(fd, SHUT_WR);
     CHECK_WITHIN(5000, atomic_load(&rig_seen.eofs) == 1);
-    CHECK_LE(cpu_percent(200), 15);
+    CHECK_LE(cpu_at_rest(200), 10);
     CHECK_EQ(peer_skip(fd, 10000000), 10000000);
     CHECK_EQ(peer_end(fd), PEER_FIN);
     close(fd);
@@ -118,7 +127,7 @@ static void reset_while_paused(netsrv_backend b) {
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK_WITHIN(5000, rig_opens() == 1);
-    CHECK_LE(cpu_percent(100), 15);
+    CHECK_LE(cpu_at_rest(100), 10);
     peer_reset(fd);
     CHECK_WITHIN(1000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_ERROR), 1);
@@ -134,7 +143,7 @@ static void reset_while_paused_with_data(netsrv_backend b) {
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK_WITHIN(5000, rig_opens() == 1);
     peer_say(fd, "unread");
-    CHECK_LE(cpu_percent(100), 15);
+    CHECK_LE(cpu_at_rest(100), 10);
     peer_reset(fd);
     CHECK_WITHIN(1000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_ERROR), 1);
@@ -151,9 +160,9 @@ static void eof_while_paused(netsrv_backend b) {
     CHECK_WITHIN(5000, rig_opens() == 1);
     peer_say(fd, "unread");
     shutdown(fd, SHUT_WR);
-    CHECK_LE(cpu_percent(200), 15);
+    CHECK_LE(cpu_at_rest(200), 10);
     close(fd);
-    CHECK_LE(cpu_percent(100), 15);
+    CHECK_LE(cpu_at_rest(100), 10);
     rig_stop(s, 0);
 }
 
@@ -173,11 +182,11 @@ static void reset_with_output_waiting(netsrv_backend b) {
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
     shutdown(fd, SHUT_WR);
     CHECK_WITHIN(5000, atomic_load(&rig_seen.eofs) == 1);
-    CHECK_LE(cpu_percent(100), 15);
+    CHECK_LE(cpu_at_rest(100), 10);
     peer_reset(fd);
     CHECK_WITHIN(1000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_ERROR), 1);
-    CHECK_LE(cpu_percent(100), 15);
+    CHECK_LE(cpu_at_rest(100), 10);
     rig_stop(s, 0);
 }
 
@@ -225,7 +234,7 @@ static void urgent_byte(netsrv_backend b) {
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK(peer_say(fd, "a") && peer_gets(fd, "a"));
     CHECK_EQ(send(fd, "!", 1, MSG_OOB), 1);
-    CHECK_LE(cpu_percent(150), 15);
+    CHECK_LE(cpu_at_rest(150), 10);
     CHECK(peer_say(fd, "b") && peer_gets(fd, "b"));
     close(fd);
     rig_stop(s, 0);
@@ -250,7 +259,7 @@ static void slow_readers(netsrv_backend b) {
         peer_say(fd[i], "x");
     }
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0 && rig_opens() == SLOW);
-    CHECK_LE(cpu_percent(200), 20);
+    CHECK_LE(cpu_at_rest(200), 10);
     CHECK_LE(rig_total(s).queued_bytes, SLOW * 150000ul);
     CHECK_LE(check_alloc_bytes() - before, SLOW * 300000l);
     CHECK(peer_skip(fd[7], 3000000) == 3000000);
@@ -316,7 +325,7 @@ static void accept_shortage(netsrv_backend b) {
         seam_fail_next("accept4", errnos[i], SEAM_FOREVER);
         const int fd = peer_connect(netsrv_get_port(s, 0));
         CHECK_WITHIN(5000, SEAM_GET(fired) > 0);
-        CHECK_LE(cpu_percent(300), 10);
+        CHECK_LE(cpu_at_rest(300), 10);
         CHECK_LE(SEAM_GET(fired), 100);
         CHECK_LE(rig_log_lines(NETSRV_LOG_WARN) + rig_log_lines(NETSRV_LOG_ERROR), 8);
         CHECK_GE(rig_total(s).pauses, 1);
@@ -375,7 +384,7 @@ static void out_of_descriptors(netsrv_backend b, netsrv_accept accept) {
         CHECK(peer_say(fd[i], "x"));
     }
     CHECK_WITHIN(5000, rig_opens() == 4 && rig_total(s).pauses > 0);
-    CHECK_LE(cpu_percent(300), 10);
+    CHECK_LE(cpu_at_rest(300), 10);
     CHECK_EQ(rig_opens(), 4);
     CHECK_LE(rig_log_lines(NETSRV_LOG_WARN) + rig_log_lines(NETSRV_LOG_ERROR), 8);
     for (int i = 0; i < CROWD; i++) {
@@ -438,7 +447,7 @@ static void max_conns(netsrv_backend b, netsrv_accept accept, unsigned limit) {
             CHECK(peer_say(fd[i], "x"));
         }
         CHECK_WITHIN(5000, rig_opens() == before + limit);
-        CHECK_LE(cpu_percent(50), 30);
+        CHECK_LE(cpu_at_rest(50), 10);
         CHECK_EQ(rig_opens(), before + limit);
         for (int i = 0; i < CROWD; i++) {
             shutdown(fd[i], SHUT_WR);
