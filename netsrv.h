@@ -512,7 +512,7 @@ typedef struct netsrv_config {
     uint32_t input_max_bytes;         /* unconsumed input, and longest line without its end;
                                          default 1 MiB */
     uint32_t high_mark_bytes;         /* queued output that stops reading; default 256 KiB, or half
-                                         of a smaller queue_max_bytes                              */
+                                         of a smaller queue_max_bytes */
     uint32_t low_mark_bytes; /* queued output that resumes; default a quarter of the high */
     uint32_t queue_max_bytes;         /* queued output of one connection; default 16 MiB */
     uint64_t server_queue_max_bytes;  /* queued output of the server; default 1 GiB;
@@ -595,7 +595,8 @@ typedef struct netsrv_conn_stats {
 /* ---- life of a server ----------------------------------------------------------------------- */
 
 /* Checks the configuration, binds and listens; starts no thread. `error` may be NULL. On failure
- * *server is NULL, nothing is left behind, and the same text goes to on_log. NULL cfg means all defaults.
+ * *server is NULL, nothing is left behind, and the same text goes to on_log. A NULL cfg
+ * means all defaults.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_create(netsrv_server **server, const netsrv_config *cfg,
                                        netsrv_error *error);
