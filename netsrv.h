@@ -736,6 +736,7 @@ NETSRV_API netsrv_result netsrv_close_id(netsrv_server *s, netsrv_id id);
 NETSRV_API netsrv_result netsrv_abort_id(netsrv_server *s, netsrv_id id);
 
 /* Runs fn(server, worker, arg) on a worker's thread. Never merged, never lost once OK was returned.
+ * STOPPED before the start and after the end, and when the grace time of a stop is over.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
                                      void (*fn)(netsrv_server *s, unsigned worker, void *arg),
@@ -2937,7 +2938,14 @@ static size_t netsrv__mailbox_take(netsrv__mailbox *box, netsrv__msg **msgs) {
     return count;
 }
 
-/* Refuses later posts; false while something is still waiting inside. */
+/* Refuses later posts, whatever is inside. */
+static void netsrv__mailbox_shut(netsrv__mailbox *box) {
+    pthread_mutex_lock(&box->lock);
+    box->open = false;
+    pthread_mutex_unlock(&box->lock);
+}
+
+/* Refuses later posts if nothing is inside; false if something is. */
 static bool netsrv__mailbox_close(netsrv__mailbox *box) {
     pthread_mutex_lock(&box->lock);
     const bool empty = box->count == 0;
@@ -5339,6 +5347,7 @@ static void netsrv__worker_leave(netsrv__worker *w) {
 static void netsrv__worker_force(netsrv__worker *w) {
     const netsrv__slab *slab = &w->own.slab;
     w->own.phase = NETSRV__FORCED;
+    netsrv__mailbox_shut(&w->mailbox); /* or a call that posts itself again would go on for ever */
     for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
         netsrv_conn *c = netsrv__slab_at(slab, slot);
         if (c->state != NETSRV__FREE) {
