@@ -1289,6 +1289,7 @@ struct netsrv__worker {
     bool serves;    /* false for an acceptor */
     int cpu;        /* to pin to, or -1 */
     pthread_t thread;
+    uint32_t first_gen; /* of new slots; grows from one life of the thread to the next */
 
     struct { /* this thread only */
         /* what every message touches */
@@ -2497,7 +2498,7 @@ static bool netsrv__slab_grow(netsrv__slab *slab, netsrv__worker *w) {
     }
     for (unsigned i = NETSRV__SLAB_CHUNK; i-- > 0;) {
         chunk[i].worker = w;
-        chunk[i].gen = 1;
+        chunk[i].gen = w->first_gen;
         chunk[i].slot = slab->chunk_count * NETSRV__SLAB_CHUNK + i;
         chunk[i].grave_next = slab->free;
         slab->free = &chunk[i];
@@ -2541,6 +2542,16 @@ static netsrv_conn *netsrv__slab_find(const netsrv__slab *slab, uint32_t slot, u
     }
     netsrv_conn *c = netsrv__slab_at(slab, slot);
     return c->gen == gen && c->state != NETSRV__FREE ? c : NULL;
+}
+
+/* The slots of a later life begin above all generations of this one: ids are never used again. */
+static uint32_t netsrv__slab_next_gen(const netsrv__slab *slab, uint32_t first) {
+    uint32_t next = first;
+    for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
+        const uint32_t gen = netsrv__slab_at(slab, slot)->gen;
+        next = gen > next ? gen : next;
+    }
+    return next;
 }
 
 static void netsrv__slab_discard(netsrv__slab *slab, const netsrv_config *cfg) {
@@ -5452,6 +5463,7 @@ static int netsrv__worker_open(netsrv__worker *w) {
 static void netsrv__worker_close(netsrv__worker *w) {
     NETSRV_ASSERT(w->own.slab.live == 0);
     w->io->close(w);
+    w->first_gen = netsrv__slab_next_gen(&w->own.slab, w->first_gen);
     netsrv__slab_discard(&w->own.slab, w->cfg);
     netsrv__mem_free(w->cfg, w->own.recv_buffer, w->own.recv_bytes);
     netsrv__mem_free(w->cfg, w->own.reply_buffer, NETSRV__REPLY_BYTES);
@@ -5635,6 +5647,7 @@ static netsrv_result netsrv__server_init_worker(netsrv_server *srv, unsigned i,
     w->cfg = &srv->cfg;
     w->io = srv->io;
     w->index = i;
+    w->first_gen = 1;
     w->serves = i < srv->cfg.workers;
     w->group = &srv->groups[w->serves ? i : srv->cfg.workers];
     w->cpu = -1;
@@ -6012,8 +6025,8 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
         {"backlog_count", c->backlog_count, INT_MAX},
         {"events_per_wait", c->events_per_wait, 4096},
         {"accepts_per_turn", c->accepts_per_turn, 1u << 20},
-        {"bytes_per_turn", c->bytes_per_turn, 1u << 30},
         {"recv_buffer_bytes", c->recv_buffer_bytes, 16u << 20},
+        {"bytes_per_turn", c->bytes_per_turn, 1u << 30},
     };
     for (size_t i = 0; i < sizeof numbers / sizeof *numbers; i++) {
         if (numbers[i].value > numbers[i].max) {
