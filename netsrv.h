@@ -935,7 +935,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__ROTATE 16 /* accepts after which an exclusive listener is re-registered */
 #define NETSRV__RETRY_MS 100           /* a paused listener tries again */
 #define NETSRV__FRESH_MS 500           /* at a stop: time for a first byte */
-#define NETSRV__LONG_TURN_MS 4         /* a longer turn corrects its time stamps */
+#define NETSRV__LONG_TURN_MS 4 /* a longer turn corrects its time stamps; more with many slots */
 #define NETSRV__WHEEL_BITS 6
 #define NETSRV__WHEEL_SLOTS (1u << NETSRV__WHEEL_BITS)
 #define NETSRV__WHEEL_LEVELS 6         /* 64^6 milliseconds: two years */
@@ -2635,11 +2635,13 @@ static bool netsrv__out_append(netsrv_server *srv, netsrv__out *out, const void 
     return true;
 }
 
-/* Takes the chunk over; a small one is copied into the room that the last one has. */
+/* Takes the chunk over. Small ones are copied together, or many of them would hold far more memory
+ * than the bytes that the limits count. */
 static void netsrv__out_adopt(netsrv_server *srv, netsrv__out *out, netsrv__chunk *chunk) {
     const size_t n = chunk->end - chunk->begin;
-    if (out->tail != NULL && n <= out->tail->cap - out->tail->end) {
-        netsrv__out_fill(out, chunk->bytes + chunk->begin, n);
+    bool full = false;
+    if (n < NETSRV__OUT_MIN / 4 &&
+        netsrv__out_append(srv, out, chunk->bytes + chunk->begin, n, &full)) {
         netsrv__out_chunk_free(srv, chunk);
         return;
     }
@@ -3306,22 +3308,29 @@ static uint64_t netsrv__conn_after(uint64_t since_ms, uint32_t timeout_ms) {
     return since_ms + timeout_ms + 1;
 }
 
-static uint64_t netsrv__conn_idle_deadline(const netsrv_conn *c) {
+/* A turn shorter than this leaves its stamps as they are, and deadlines allow for it. Grows with
+ * the number of slots, so that correcting stays cheap beside the turn. */
+static uint64_t netsrv__conn_long_turn_ms(const netsrv__worker *w) {
+    return NETSRV__LONG_TURN_MS + w->own.slab.chunk_count / 256;
+}
+
+static uint64_t netsrv__conn_idle_deadline(const netsrv__worker *w, const netsrv_conn *c) {
     if (c->idle_ms == NETSRV_OFF || c->state > NETSRV__HALF) {
         return UINT64_MAX;
     }
-    return netsrv__conn_after(c->active_ms + NETSRV__LONG_TURN_MS, c->idle_ms);
+    return netsrv__conn_after(c->active_ms + netsrv__conn_long_turn_ms(w), c->idle_ms);
 }
 
 static uint64_t netsrv__conn_write_deadline(const netsrv__worker *w, const netsrv_conn *c) {
     if (w->cfg->write_timeout_ms == NETSRV_OFF || (c->flags & NETSRV__BLOCKED) == 0) {
         return UINT64_MAX;
     }
-    return netsrv__conn_after(c->stalled_ms + NETSRV__LONG_TURN_MS, w->cfg->write_timeout_ms);
+    return netsrv__conn_after(c->stalled_ms + netsrv__conn_long_turn_ms(w),
+                              w->cfg->write_timeout_ms);
 }
 
 static uint64_t netsrv__conn_deadline(const netsrv__worker *w, const netsrv_conn *c) {
-    const uint64_t idle = netsrv__conn_idle_deadline(c);
+    const uint64_t idle = netsrv__conn_idle_deadline(w, c);
     const uint64_t write = netsrv__conn_write_deadline(w, c);
     const uint64_t limit = c->limit_ms != 0 ? c->limit_ms : UINT64_MAX;
     const uint64_t first = idle < write ? idle : write;
@@ -3368,7 +3377,7 @@ static void netsrv__conn_on_timer(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_limit_reached(w, c);
     } else if (now >= netsrv__conn_write_deadline(w, c)) {
         netsrv__conn_reset(w, c, NETSRV_CLOSE_WRITE_TIMEOUT);
-    } else if (now >= netsrv__conn_idle_deadline(c)) {
+    } else if (now >= netsrv__conn_idle_deadline(w, c)) {
         netsrv__conn_close(w, c, NETSRV_CLOSE_IDLE);
     }
     if (c->state < NETSRV__CLOSING) {
@@ -3534,6 +3543,9 @@ static size_t netsrv__conn_show(netsrv__worker *w, netsrv_conn *c, const unsigne
                                 size_t n, size_t *scanned) {
     const bool lends = c->out.bytes == 0 && (c->flags & NETSRV__FIN_WANTED) == 0;
     size_t used;
+    if (!netsrv__conn_wants_input(c)) {
+        return 0; /* paused by somebody else earlier in this batch */
+    }
     netsrv__conn_enter(w, c, data, lends ? n : 0);
     if (w->cfg->framing == NETSRV_FRAMING_LINE) {
         used = netsrv__conn_show_lines(w, c, data, n, scanned);
@@ -3985,12 +3997,14 @@ static void netsrv__accept_release_address(netsrv_server *srv, uint32_t slot) {
     pthread_mutex_unlock(&srv->limits.lock);
 }
 
-/* A place under max_conns, taken before the accept so that the limit holds exactly. */
+/* A place under max_conns. */
 static bool netsrv__accept_reserve(netsrv_server *srv) {
-    if (atomic_fetch_add(&srv->live, 1) < srv->cfg.max_conns) {
-        return true;
+    uint32_t live = atomic_load(&srv->live);
+    while (live < srv->cfg.max_conns) {
+        if (atomic_compare_exchange_weak(&srv->live, &live, live + 1)) {
+            return true;
+        }
     }
-    atomic_fetch_sub(&srv->live, 1);
     return false;
 }
 
@@ -4044,6 +4058,14 @@ static void netsrv__accept_release(netsrv_server *srv, uint32_t addr_slot) {
     netsrv__accept_release_address(srv, addr_slot);
     atomic_fetch_sub(&srv->live, 1);
     netsrv__accept_nudge(srv);
+}
+
+/* A place that was not used. Nothing has become free, except for those who paused because of it; to
+ * nudge the others as well would have paused threads wake each other for ever. */
+static void netsrv__accept_return(netsrv_server *srv) {
+    if (atomic_fetch_sub(&srv->live, 1) == srv->cfg.max_conns) {
+        netsrv__accept_nudge(srv);
+    }
 }
 
 /* One line a second at most, however often it happens. */
@@ -4291,12 +4313,12 @@ static netsrv__accept_end netsrv__accept_one(netsrv__worker *w, unsigned gate, i
     if (fd < 0) {
         const int saved = errno;
         if (reserved) {
-            netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
+            netsrv__accept_return(w->srv);
         }
         return netsrv__accept_failed(w, gate, saved);
     }
     const netsrv__addr peer = netsrv__net_addr(&sa);
-    if (!reserved) {
+    if (!reserved && !netsrv__accept_reserve(w->srv)) {
         NETSRV__COUNT(w, accepted, 1);
         netsrv__accept_log_refused(w, &peer, "max_conns is reached");
         netsrv__accept_refuse(fd);
@@ -4306,22 +4328,33 @@ static netsrv__accept_end netsrv__accept_one(netsrv__worker *w, unsigned gate, i
     return NETSRV__BATCH_LIMIT;
 }
 
+/* Whether the next accept may be made; if not, the listener is paused. Where clients wait at
+ * max_conns, the place is taken before the accept; where they are refused, after it, or threads
+ * that find nobody to accept would hold places against one that does. */
+static bool netsrv__accept_may(netsrv__worker *w, unsigned gate, bool *reserved) {
+    *reserved = w->cfg->overflow == NETSRV_OVERFLOW_WAIT;
+    if (*reserved && !netsrv__accept_reserve(w->srv)) {
+        netsrv__accept_pause_full(w, gate);
+        return false;
+    }
+    const uint32_t wait_ms = netsrv__accept_rate_wait(w);
+    if (wait_ms == 0) {
+        return true;
+    }
+    if (*reserved) {
+        netsrv__accept_return(w->srv);
+    }
+    netsrv__accept_pause(w, gate, wait_ms, 0, "max_accepts_per_second is reached");
+    return false;
+}
+
 /* Accepts until nothing is left, or accepts_per_turn. */
 static netsrv__accept_end netsrv__accept_batch(netsrv__worker *w, unsigned gate) {
     netsrv__accept_end end = NETSRV__BATCH_LIMIT;
     NETSRV__ASSERT_OWNER(w);
     for (uint32_t i = 0; i < w->cfg->accepts_per_turn && end == NETSRV__BATCH_LIMIT; i++) {
-        const bool reserved = netsrv__accept_reserve(w->srv);
-        if (!reserved && w->cfg->overflow == NETSRV_OVERFLOW_WAIT) {
-            netsrv__accept_pause_full(w, gate);
-            return NETSRV__BATCH_PAUSED;
-        }
-        const uint32_t wait_ms = netsrv__accept_rate_wait(w);
-        if (wait_ms != 0) {
-            if (reserved) {
-                netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
-            }
-            netsrv__accept_pause(w, gate, wait_ms, 0, "max_accepts_per_second is reached");
+        bool reserved;
+        if (!netsrv__accept_may(w, gate, &reserved)) {
             return NETSRV__BATCH_PAUSED;
         }
         end = netsrv__accept_one(w, gate, w->group->gates[gate].fd, reserved);
@@ -4923,9 +4956,10 @@ static NETSRV__HOT void netsrv__ready_conn(netsrv__worker *w, netsrv_conn *c, ui
 static int netsrv__ready_give(netsrv__worker *to, netsrv__arrival *arrival) {
     NETSRV_SEAM_POINT("give");
     const uint64_t token = (uint64_t)(uintptr_t)arrival | NETSRV__TOKEN_ARRIVAL;
-    /* Writable at once, so that the other worker opens it before the client says a word. */
+    /* Writable at once, so that the other worker opens it before the client says a word; reported
+     * once only, since the token is a pointer that is freed then. */
     return to->io->poller->set(to->group, arrival->fd, token, 0,
-                               NETSRV__KEEP | NETSRV__IN | NETSRV__OUT);
+                               NETSRV__KEEP | NETSRV__IN | NETSRV__OUT | NETSRV__ONESHOT);
 }
 
 static void netsrv__ready_arrival(netsrv__worker *w, netsrv__arrival *arrival) {
@@ -5070,7 +5104,8 @@ static bool netsrv__place_stalled(const netsrv_server *srv, const netsrv__worker
     if (w == self || since == 0 || srv->cfg.stall_ms == NETSRV_OFF) {
         return false;
     }
-    return (int32_t)((uint32_t)self->own.now_ms - since) > (int32_t)srv->cfg.stall_ms;
+    const uint32_t age = (uint32_t)self->own.now_ms - since;
+    return age <= INT32_MAX && age > srv->cfg.stall_ms; /* beyond that, it began after our turn */
 }
 
 /* The first from i on that is not stuck; i itself if all are. */
@@ -5273,7 +5308,8 @@ static void netsrv__worker_end_turn(netsrv__worker *w) {
     if (took_us > atomic_load_explicit(&w->count.longest_turn_us, memory_order_relaxed)) {
         atomic_store_explicit(&w->count.longest_turn_us, took_us, memory_order_relaxed);
     }
-    if (w->own.now_ms - w->own.turn_ms >= NETSRV__LONG_TURN_MS && w->own.wheel.count != 0) {
+    if (w->own.wheel.count != 0 &&
+        w->own.now_ms - w->own.turn_ms >= netsrv__conn_long_turn_ms(w)) {
         netsrv__conn_restamp(w, w->own.turn_ms, w->own.now_ms);
     }
 }
@@ -5764,7 +5800,6 @@ static void netsrv__server_set_gates(netsrv_server *srv) {
         }
         atomic_store(&g->paused, false);
         atomic_store(&g->nudged, false);
-        netsrv__mailbox_wake_drain(&g->wake);
     }
 }
 
@@ -5785,6 +5820,9 @@ static void netsrv__server_join(netsrv_server *srv) {
     }
     srv->joinable = 0;
     srv->started = false;
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__mailbox_wake_drain(&srv->groups[i].wake); /* later ones are for the next start */
+    }
     atomic_store(&srv->stop_timed, false);
     atomic_store(&srv->stopping, false);
 }

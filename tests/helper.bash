@@ -250,14 +250,15 @@ quiet() { until_true idle_now "$1"; }
 cheap_now() {
     local before after
     before=$(cpu_ns "$1")
-    window 1
+    window 0.5
     after=$(cpu_ns "$1")
     LAST_CPU_NS=$((after - before))
-    ((LAST_CPU_NS < 10000000))
+    ((LAST_CPU_NS < 5000000))
 }
 
-# cheap PID: within the deadline there is a second in which all threads took less than 1 % of a CPU.
-cheap() { until_true cheap_now "$1" || fail "took $LAST_CPU_NS ns in a second"; }
+# cheap PID: within the deadline there is half a second in which all threads together took less than
+# 1 % of a CPU.
+cheap() { until_true cheap_now "$1" || fail "took $LAST_CPU_NS ns in half a second"; }
 
 descriptors() { ls /proc/"$1"/fd | wc -l; }
 

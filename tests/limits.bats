@@ -206,7 +206,7 @@ full_table() {
     PORT=$(cat "$DIR/port") ADDR=127.0.0.1:$PORT
     hold 100 -d 30000 -- C Shello P:1 U Rhello F E
     cheap "$PID"
-    echo "pauses: $(stats pauses), live: $(stats live), $LAST_CPU_NS ns in a second"
+    echo "pauses: $(stats pauses), live: $(stats live), $LAST_CPU_NS ns in half a second"
     [ "$(stats pauses)" -gt 0 ]
     [ "$(stats live)" -lt 100 ]
     log=$(wc -l <"$DIR/err")

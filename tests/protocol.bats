@@ -89,15 +89,15 @@ many_lines() {
     local thousand
     thousand=$(printf '\\n%.0s' {1..1000})
     server line $O
-    client -q -n 4 -l "$ADDR" C D:1500000 'S\n' 'R\n' F E &
+    client -q -n 4 -l "$ADDR" C D:600000 'S\n' 'R\n' F E &
     local streams=$!
-    client -q "$ADDR" C [:200 "S$thousand" "R$thousand" ] F E
+    client -q "$ADDR" C [:100 "S$thousand" "R$thousand" ] F E
     wait $streams
-    client -q -n 4 -l -c 3 "$ADDR" C D:3000 'S\n' 'R\n' F E
+    client -q -n 4 -l -c 3 "$ADDR" C D:1000 'S\n' 'R\n' F E
     stop
 }
 
-@test "lines: many, in any chunks, and 200,000 empty ones" {
+@test "lines: many, in any chunks, and 100,000 empty ones" {
     with_backends many_lines
 }
 

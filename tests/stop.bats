@@ -128,7 +128,7 @@ refuses() { "$CLIENT" -q "$ADDR" Q 2>/dev/null; }
 
 @test "a signal at any moment of the start ends it cleanly" {
     local i code
-    for i in 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20; do
+    for i in 0 2 4 6 8 10 12 14 17 20; do
         spawn "$NETSRV_BIN" echo -l 127.0.0.1:0 -w 4
         for _ in $(seq $((i * 20))); do :; done
         kill -TERM "$PID"

@@ -19,6 +19,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -81,6 +82,23 @@ static inline uint64_t check_scaled(uint64_t ms) {
 static inline void check_nap(void) {
     const struct timespec t = { 0, 200000 };
     nanosleep(&t, NULL);
+}
+
+/* Processor time of the process while `ms` go by, in percent of one processor. */
+static inline uint64_t check_cpu_percent(int ms) {
+    const uint64_t cpu = check_cpu_us();
+    const uint64_t began = check_clock_us(CLOCK_MONOTONIC);
+    poll(NULL, 0, ms);
+    return (check_cpu_us() - cpu) * 100 / (check_clock_us(CLOCK_MONOTONIC) - began + 1);
+}
+
+/* The process comes to rest: what is still being done may be finished first, a spin never is. */
+static inline uint64_t check_cpu_at_rest(int ms) {
+    uint64_t percent = 100;
+    for (int i = 0; i < 8 && percent > 5; i++) {
+        percent = check_cpu_percent(ms);
+    }
+    return percent;
 }
 
 /* ---- assertions ------------------------------------------------------------------------------ */

