@@ -50,6 +50,7 @@ static const char usage_text[] =
     "  -a N     no more, and excuse those that were not established at that moment\n"
     "\n"
     "  C        connect                        Q        connect must be refused\n"
+    "  c        connect; a reset that comes at once is no failure (also before T and Z)\n"
     "  Stext    send text (\\n \\r \\t \\0 \\\\ \\xHH)   Rtext    receive exactly that text\n"
     "  s:N      send N bytes of the stream     r:N      receive and verify N bytes of it\n"
     "  D:N      both at once, random chunks    H:N      the same, FIN after the last byte sent\n"
@@ -462,7 +463,8 @@ static step_result step_connect(conn *c, const action *a) {
     if (result != DONE) {
         return result;
     }
-    c->refused = error == ECONNRESET && (a[1].op == 'T' || a[1].op == 'Z');
+    const bool may = a->op == 'c' || a[1].op == 'T' || a[1].op == 'Z';
+    c->refused = may && error == ECONNRESET;
     if (error != 0 && !c->refused) {
         return fail(c, "connect: %s", strerror(error));
     }
@@ -780,7 +782,8 @@ static const struct step_kind {
     wants wants;
     step_result (*run)(conn *c, const action *a);
 } step_kinds[] = {
-    {'C', NOTHING, step_connect},       {'Q', NOTHING, step_refused},
+    {'C', NOTHING, step_connect},       {'c', NOTHING, step_connect},
+    {'Q', NOTHING, step_refused},
     {'S', TEXT, step_send_text},        {'R', TEXT, step_receive_text},
     {'s', NUMBER, step_send_stream},    {'r', NUMBER, step_receive_stream},
     {'D', NUMBER, step_duplex},         {'H', NUMBER, step_duplex},
@@ -924,7 +927,7 @@ static void conn_next(conn *c) {
 }
 
 static bool needs_socket(char op) {
-    return strchr("CQPUABV[]KX", op) == NULL;
+    return strchr("CcQPUABV[]KX", op) == NULL;
 }
 
 /* Runs steps until one has to wait. Progress of a long step moves its deadline. */

@@ -181,7 +181,7 @@ memory_kb() { awk '/^VmRSS/ { print $2 }' "/proc/$1/status"; }
 
 @test "--server-queue-max: what all connections queue together is bounded" {
     server chargen -w 2 --high-mark 256k --queue-max 512k --server-queue-max 2m
-    hold 50 -- V:4096 C P:300 U X
+    hold 50 -- V:4096 c P:300 U X
     local queued
     queued=$(stats queued_bytes)
     echo "queued: $queued, live: $(stats live)"

@@ -163,7 +163,15 @@ static inline void seam_swap(unsigned char *a, unsigned char *b, size_t size) {
     memcpy(b, t, size);
 }
 
-/* A repeated event takes the place of another one, which a level-triggered poller reports again. */
+/* An event starts with its token, whose low three bits are 0 for a connection. */
+static inline bool seam_of_conn(const unsigned char *event) {
+    uint64_t token;
+    memcpy(&token, event, sizeof token);
+    return (token & 7u) == 0;
+}
+
+/* A repeated event takes the place of another one, which a level-triggered poller reports again.
+ * Only among connections: what is armed for one report is reported once by every kernel. */
 static inline size_t seam_events(void *events, size_t n, size_t size) {
     unsigned char *at = events;
     if (n < 2 || size > SEAM_EVENT_MAX) {
@@ -174,8 +182,10 @@ static inline size_t seam_events(void *events, size_t n, size_t size) {
             seam_swap(at + i * size, at + seam_draw(i + 1) * size, size);
         }
     }
-    if (SEAM_GET(repeat) && seam_draw(2) == 0) {
-        memcpy(at + (n - 1) * size, at + seam_draw(n - 1) * size, size);
+    const unsigned char *again = at + seam_draw(n - 1) * size;
+    if (SEAM_GET(repeat) && seam_draw(2) == 0 && seam_of_conn(again) &&
+        seam_of_conn(at + (n - 1) * size)) {
+        memcpy(at + (n - 1) * size, again, size);
     }
     return n;
 }
