@@ -1,9 +1,10 @@
 /* seam.h: netsrv.h built with a driver behind its test seam. Include it first, in one file.
  *
- * The driver can count every fallible call by name, fail the n-th of all or of one name with a given
- * errno (once, a few times, or from then on), shorten recv and send, shuffle and repeat the events
- * of a batch, move the clock, and disturb the schedule. Everything random comes from one seed. Its
- * counters are relaxed atomics, so that it adds no order between threads that the library lacks. */
+ * The driver can count every fallible call by name, fail the n-th of all or of one name with a
+ * given errno (once, a few times, or from then on), shorten recv and send, shuffle and repeat the
+ * events of a batch, move the clock, and disturb the schedule. Everything random comes from one
+ * seed. Its counters are relaxed atomics, so that it adds no order between threads that the
+ * library lacks. */
 #ifndef SEAM_H
 #define SEAM_H
 
@@ -64,7 +65,7 @@ static struct {
 #define SEAM_SET(field, value) atomic_store_explicit(&seam.field, (value), memory_order_relaxed)
 #define SEAM_ADD(field, n) atomic_fetch_add_explicit(&seam.field, (n), memory_order_relaxed)
 
-/* ---- chance ----------------------------------------------------------------------------------- */
+/* ---- chance ---------------------------------------------------------------------------------- */
 
 static inline uint64_t seam_mix(uint64_t x) {
     x += 0x9e3779b97f4a7c15u;
@@ -78,7 +79,7 @@ static inline unsigned long seam_draw(unsigned long n) {
     return (unsigned long)(seam_mix(SEAM_GET(seed) * 0x10001u + SEAM_ADD(draws, 1)) % n);
 }
 
-/* ---- counting and failing calls ---------------------------------------------------------------- */
+/* ---- counting and failing calls -------------------------------------------------------------- */
 
 static inline int seam_index(const char *name) {
     for (int i = 0; i < SEAM_NAMES_MAX; i++) {
@@ -116,7 +117,8 @@ static inline int seam_planned(const char *name, unsigned long overall, unsigned
     const char *only = SEAM_GET(plan_name);
     const char *fired = SEAM_GET(fired_name);
     if (fired == NULL) {
-        const bool hit = only == NULL ? overall == wanted : strcmp(only, name) == 0 && nth == wanted;
+        const bool this_name = only != NULL && strcmp(only, name) == 0;
+        const bool hit = only == NULL ? overall == wanted : this_name && nth == wanted;
         return hit ? seam_fire(name) : 0;
     }
     if (strcmp(fired, name) != 0 || SEAM_GET(plan_left) == 0) {
@@ -135,7 +137,7 @@ static inline int seam_fault(const char *name) {
     return decide != NULL ? decide(name, nth) : seam_planned(name, overall, nth);
 }
 
-/* ---- shortening, shuffling, time, schedule ------------------------------------------------------ */
+/* ---- shortening, shuffling, time, schedule --------------------------------------------------- */
 
 static inline size_t seam_shorter(size_t n, unsigned long most) {
     if (most == 0 || n <= 1) {
@@ -209,7 +211,7 @@ static inline void seam_point(const char *name) {
     }
 }
 
-/* ---- setting it up ------------------------------------------------------------------------------ */
+/* ---- setting it up --------------------------------------------------------------------------- */
 
 /* Everything off, all counts zero. Only while no server runs. */
 static inline void seam_reset(uint64_t seed) {

@@ -150,8 +150,8 @@ static inline bool check_text(const char *a, const char *b, bool part, const cha
     return ok;
 }
 
-static inline bool check_bytes(const void *a, size_t na, const void *b, size_t nb, const char *text_a,
-                               const char *file, int line) {
+static inline bool check_bytes(const void *a, size_t na, const void *b, size_t nb,
+                               const char *text_a, const char *file, int line) {
     const unsigned char *x = a;
     const unsigned char *y = b;
     const size_t n = na < nb ? na : nb;
@@ -242,7 +242,7 @@ static inline int check_count_threads(void) {
     return count;
 }
 
-/* ---- an allocator that knows what is out ------------------------------------------------------ */
+/* ---- an allocator that knows what is out ----------------------------------------------------- */
 
 #define CHECK_ALLOC_MAGIC 0x6e65747372766d65u
 
@@ -263,9 +263,9 @@ static inline void check_alloc_count(long blocks, long bytes) {
     const long now =
         atomic_fetch_add_explicit(&check_memory.bytes, bytes, memory_order_relaxed) + bytes;
     long peak = atomic_load_explicit(&check_memory.peak_bytes, memory_order_relaxed);
-    while (now > peak && !atomic_compare_exchange_weak_explicit(&check_memory.peak_bytes, &peak, now,
-                                                                memory_order_relaxed,
-                                                                memory_order_relaxed)) {
+    while (now > peak &&
+           !atomic_compare_exchange_weak_explicit(&check_memory.peak_bytes, &peak, now,
+                                                  memory_order_relaxed, memory_order_relaxed)) {
     }
 }
 
@@ -317,7 +317,7 @@ static inline long check_alloc_bytes(void) {
     return atomic_load(&check_memory.bytes);
 }
 
-/* ---- cases ------------------------------------------------------------------------------------ */
+/* ---- cases ----------------------------------------------------------------------------------- */
 
 static inline void check_on_alarm(int sig) {
     static const char text[] = "the case does not end: ";

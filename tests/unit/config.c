@@ -33,7 +33,7 @@ static void refused(const netsrv_config *cfg, netsrv_result result, const char *
     }
 }
 
-/* ---- names ---------------------------------------------------------------------------------- */
+/* ---- names ----------------------------------------------------------------------------------- */
 
 static void walk(const char *(*name)(int), int count) {
     for (int i = 0; i < count; i++) {
@@ -61,7 +61,7 @@ static void names(void) {
     CHECK_STR(netsrv_result_text(NETSRV_OK), "success");
 }
 
-/* ---- defaults --------------------------------------------------------------------------------- */
+/* ---- defaults -------------------------------------------------------------------------------- */
 
 static unsigned cpus_allowed(void) {
     cpu_set_t set;
@@ -164,7 +164,7 @@ static void choices_are_told(void) {
     netsrv_destroy(s);
 }
 
-/* ---- what is refused ------------------------------------------------------------------------------ */
+/* ---- what is refused ------------------------------------------------------------------------- */
 
 static void refused_enums(void) {
     netsrv_config good = rig_config(NETSRV_BACKEND_EPOLL, 2);
@@ -250,7 +250,7 @@ static void refused_backends(void) {
     refused(&cfg, NETSRV_UNAVAILABLE, "io_uring");
 }
 
-/* ---- every backend x accept x place x trigger x transfer ------------------------------------------- */
+/* ---- every backend x accept x place x trigger x transfer ------------------------------------- */
 
 static unsigned pick_first(netsrv_server *s, const netsrv_peer *peer, unsigned accepting) {
     (void)s;
@@ -289,8 +289,9 @@ static const char *expected_refusal(const netsrv_config *c) {
 }
 
 static void print_combination(const netsrv_config *c, const char *text) {
-    fprintf(stderr, "  backend=%s accept=%s place=%s trigger=%s transfer=%s workers=%u acceptors=%u: "
-            "%s\n", netsrv_backend_name((int)c->backend), netsrv_accept_name((int)c->accept),
+    fprintf(stderr, "  backend=%s accept=%s place=%s trigger=%s transfer=%s workers=%u "
+            "acceptors=%u: %s\n", netsrv_backend_name((int)c->backend),
+            netsrv_accept_name((int)c->accept),
             netsrv_place_name((int)c->place), netsrv_trigger_name((int)c->trigger),
             netsrv_transfer_name((int)c->transfer), c->workers, c->acceptors, text);
 }
@@ -337,7 +338,7 @@ static void combinations(netsrv_backend backend) {
     }
 }
 
-/* ---- extreme numbers ----------------------------------------------------------------------------------- */
+/* ---- extreme numbers ------------------------------------------------------------------------- */
 
 typedef struct number {
     const char *name;
@@ -345,7 +346,8 @@ typedef struct number {
     size_t bytes;
 } number;
 
-#define NUMBER(field) { #field, offsetof(netsrv_config, field), sizeof(((netsrv_config *)0)->field) }
+#define NUMBER(field)                                                                              \
+    { #field, offsetof(netsrv_config, field), sizeof(((netsrv_config *)0)->field) }
 static const number numbers[] = {
     NUMBER(workers), NUMBER(acceptors), NUMBER(stall_ms), NUMBER(max_conns),
     NUMBER(max_conns_per_address), NUMBER(max_accepts_per_second), NUMBER(input_max_bytes),
@@ -419,7 +421,7 @@ static void extremes(void) {
     }
 }
 
-/* ---- addresses --------------------------------------------------------------------------------------------- */
+/* ---- addresses ------------------------------------------------------------------------------- */
 
 static void bad_addresses(void) {
     static const char *const bad[] = {
@@ -551,7 +553,7 @@ static void one_bad_listener_of_many(void) {
     CHECK(access("/tmp/netsrv-config-test.sock", F_OK) != 0);
 }
 
-/* ---- unix sockets -------------------------------------------------------------------------------------------- */
+/* ---- unix sockets ---------------------------------------------------------------------------- */
 
 static char sock_path[64];
 static char sock_listen[80];
@@ -618,7 +620,7 @@ static void replaced_path_stays(void) {
     unlink(sock_path);
 }
 
-/* ---- everything that is NULL ------------------------------------------------------------------------------------ */
+/* ---- everything that is NULL ----------------------------------------------------------------- */
 
 static void nulls(void) {
     netsrv_server *s = NULL;

@@ -1,9 +1,9 @@
-/* conn.c: one connection: every call in every callback, marks and limits, the kept input, the end. */
+/* conn.c: one connection: every call in every callback, marks and limits, kept input, the end. */
 #include "../seam.h"
 
 #include "rig.h"
 
-/* ---- every call in every callback --------------------------------------------------------------- */
+/* ---- every call in every callback ------------------------------------------------------------ */
 
 enum { ON_OPEN, ON_DATA, ON_FRAME, ON_DRAIN, ON_EOF, ON_CLOSE, CALLBACKS };
 static const char *const callback_names[] = { "open", "data", "frame", "drain", "eof", "close" };
@@ -217,7 +217,7 @@ static void every_call_in(netsrv_backend b, int callback) {
     }
 }
 
-/* ---- the queue and its marks ---------------------------------------------------------------------- */
+/* ---- the queue and its marks ----------------------------------------------------------------- */
 
 static struct {
     atomic_ulong highs;   /* crossings of the high mark that netsrv_send reported */
@@ -425,7 +425,7 @@ static void server_queue_limit(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- input that is kept ------------------------------------------------------------------------------ */
+/* ---- input that is kept ---------------------------------------------------------------------- */
 
 static struct {
     char shown[4096];
@@ -563,7 +563,7 @@ static void pause_stops_reading(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- half-close ------------------------------------------------------------------------------------------ */
+/* ---- half-close ------------------------------------------------------------------------------ */
 
 static void half_close_default(netsrv_backend b) {
     static unsigned char bytes[200000];
@@ -648,7 +648,7 @@ static void shutdown_keeps_reading(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- the end: reason and errno ---------------------------------------------------------------------------- */
+/* ---- the end: reason and errno --------------------------------------------------------------- */
 
 static size_t obey(netsrv_conn *c, const void *data, size_t n) {
     switch (((const char *)data)[0]) {
@@ -737,7 +737,7 @@ static void no_memory_for_one(netsrv_backend b) {
     seam_reset(0);
 }
 
-/* ---- questions ------------------------------------------------------------------------------------------------ */
+/* ---- questions ------------------------------------------------------------------------------- */
 
 static atomic_bool asked;
 

@@ -1,6 +1,6 @@
-/* decoy.c: a descriptor that is closed twice hits somebody else's. Threads of the host open and close
- * descriptors of their own all the time and look whether they are still theirs, while connections
- * come and go and every kind of call between accept and close fails now and then. */
+/* decoy.c: a descriptor that is closed twice hits somebody else's. Threads of the host open and
+ * close descriptors of their own all the time and look whether they are still theirs, while
+ * connections come and go and every kind of call between accept and close fails now and then. */
 #include "../seam.h"
 
 #include "rig.h"

@@ -9,7 +9,7 @@ static void small_send_buffer(netsrv_conn *c) {
     rig_on_open(c);
 }
 
-/* ---- closing ------------------------------------------------------------------------------------- */
+/* ---- closing --------------------------------------------------------------------------------- */
 
 static size_t reply_and_close(netsrv_conn *c, const void *data, size_t n) {
     static char reply[50000];
@@ -94,7 +94,7 @@ static void slow_reply_after_half_close(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- resets while nobody reads ---------------------------------------------------------------------- */
+/* ---- resets while nobody reads --------------------------------------------------------------- */
 
 static void pause_at_open(netsrv_conn *c) {
     rig_on_open(c);
@@ -170,7 +170,7 @@ static void reset_with_output_waiting(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- writing to nobody -------------------------------------------------------------------------------- */
+/* ---- writing to nobody ----------------------------------------------------------------------- */
 
 static void write_for_ever(netsrv_conn *c) {
     static char bytes[100000];
@@ -220,7 +220,7 @@ static void urgent_byte(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- slow readers ------------------------------------------------------------------------------------------ */
+/* ---- slow readers ---------------------------------------------------------------------------- */
 
 #define SLOW 60
 

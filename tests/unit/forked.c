@@ -152,7 +152,8 @@ static void nothing_after_exec(netsrv_backend b) {
     REQUIRE(pid >= 0);
     if (pid == 0) {
         dup2(ends[1], 1);
-        execl("/bin/sh", "sh", "-c", "for f in /proc/$$/fd/*; do readlink $f; done; true", (char *)NULL);
+        static const char list_fds[] = "for f in /proc/$$/fd/*; do readlink $f; done; true";
+        execl("/bin/sh", "sh", "-c", list_fds, (char *)NULL);
         _exit(127);
     }
     close(ends[1]);

@@ -12,7 +12,7 @@ static atomic_ullong stale_id[STALE_MAX];
 static atomic_ulong stale_count;
 static atomic_bool over;
 
-/* ---- stale ids ----------------------------------------------------------------------------------- */
+/* ---- stale ids ------------------------------------------------------------------------------- */
 
 static void remember_stale(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
     const unsigned long i = atomic_fetch_add(&stale_count, 1);
@@ -123,7 +123,7 @@ static void invented_ids(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
-/* ---- order for each sender ------------------------------------------------------------------------ */
+/* ---- order for each sender ------------------------------------------------------------------- */
 
 #define MESSAGES 400
 
@@ -218,7 +218,7 @@ static void order_per_sender(netsrv_backend b) {
     seam_reset(0);
 }
 
-/* ---- churn: what is sent to an id arrives there or nowhere ------------------------------------------ */
+/* ---- churn: what is sent to an id arrives there or nowhere ----------------------------------- */
 
 #define CHURN_SLOTS 32
 static atomic_ullong churn_id[CHURN_SLOTS];
@@ -294,7 +294,7 @@ static void churn(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
-/* ---- by id on the owner's thread ---------------------------------------------------------------------- */
+/* ---- by id on the owner's thread ------------------------------------------------------------- */
 
 static size_t by_own_id(netsrv_conn *c, const void *data, size_t n) {
     netsrv_server *s = netsrv_get_server(c);

@@ -1,5 +1,5 @@
-/* leaf.c: the leaf sections by themselves: slab, out queue, timer wheel, mailbox, line frames, address
- * texts, places. Each against a simple model or a table. */
+/* leaf.c: the leaf sections by themselves: slab, out queue, timer wheel, mailbox, line frames.
+ * Each against a simple model or a table. */
 #include "../seam.h"
 
 #include "rig.h"
@@ -13,7 +13,7 @@ static netsrv_server *made(unsigned workers) {
     return s;
 }
 
-/* ---- [frame] --------------------------------------------------------------------------------------- */
+/* ---- [frame] --------------------------------------------------------------------------------- */
 
 static void frame(void) {
     static const struct {
@@ -74,7 +74,7 @@ static void frame_scanned(void) {
     CHECK(true);
 }
 
-/* ---- [out] ------------------------------------------------------------------------------------------ */
+/* ---- [out] ----------------------------------------------------------------------------------- */
 
 static size_t out_read(const netsrv__out *out, unsigned char *to) {
     size_t n = 0;
@@ -142,7 +142,7 @@ static void out_refuses(void) {
     seam_reset(0);
 }
 
-/* ---- [timer] ------------------------------------------------------------------------------------------ */
+/* ---- [timer] --------------------------------------------------------------------------------- */
 
 #define TIMERS 500
 
@@ -219,7 +219,7 @@ static void timer_wheel(void) {
     seam_reset(0);
 }
 
-/* ---- [slab] ---------------------------------------------------------------------------------------------- */
+/* ---- [slab] ---------------------------------------------------------------------------------- */
 
 #define SLOTS 300
 
@@ -258,7 +258,7 @@ static void slab(void) {
     seam_reset(0);
 }
 
-/* ---- [mailbox] -------------------------------------------------------------------------------------------- */
+/* ---- [mailbox] ------------------------------------------------------------------------------- */
 
 static void mailbox_order(void) {
     netsrv_server *s = made(1);
@@ -310,7 +310,7 @@ static void mailbox_limits(void) {
     seam_reset(0);
 }
 
-/* ---- [util] ------------------------------------------------------------------------------------------------ */
+/* ---- [util] ---------------------------------------------------------------------------------- */
 
 static void bits(void) {
     for (unsigned i = 0; i < 64; i++) {

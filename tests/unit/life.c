@@ -117,7 +117,7 @@ static void several_servers(netsrv_backend b) {
     }
 }
 
-/* ---- who may stop --------------------------------------------------------------------------------- */
+/* ---- who may stop ---------------------------------------------------------------------------- */
 
 static void *stopper(void *s) {
     netsrv_stop(s, 1000);
@@ -241,7 +241,7 @@ static void stop_from_log(netsrv_backend b) {
     the_server = NULL;
 }
 
-/* ---- what is not allowed on the server's own threads ------------------------------------------------ */
+/* ---- what is not allowed on the server's own threads ----------------------------------------- */
 
 static void try_all(netsrv_server *s, unsigned worker, void *arg) {
     netsrv_error error;
@@ -286,7 +286,7 @@ static void server_in_server(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
-/* ---- netsrv_run ------------------------------------------------------------------------------------------ */
+/* ---- netsrv_run ------------------------------------------------------------------------------ */
 
 static atomic_int run_port;
 
@@ -328,7 +328,7 @@ static void run_refuses(netsrv_backend b) {
     CHECK_HAS(error.text, "nonsense");
 }
 
-/* ---- worker callbacks ----------------------------------------------------------------------------------- */
+/* ---- worker callbacks ------------------------------------------------------------------------ */
 
 #define WORKERS 4
 static pthread_t worker_thread[WORKERS];
@@ -380,7 +380,7 @@ static void worker_callbacks(netsrv_backend b) {
     rig_end(s);
 }
 
-/* ---- a thread that cannot be made ------------------------------------------------------------------------ */
+/* ---- a thread that cannot be made ------------------------------------------------------------ */
 
 static void thread_k_fails(netsrv_backend b) {
     netsrv_config cfg = rig_config(b, 4);

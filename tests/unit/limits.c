@@ -1,11 +1,11 @@
-/* limits.c: failing accepts, too few descriptors, and the limits on connections; signals as well. */
+/* limits.c: failing accepts, too few descriptors, limits on connections; signals as well. */
 #include "../seam.h"
 
 #include "rig.h"
 
 #include <sys/resource.h>
 
-/* ---- accept ---------------------------------------------------------------------------------------------------- */
+/* ---- accept ---------------------------------------------------------------------------------- */
 
 static void accept_errors(netsrv_backend b) {
     static const int errnos[] = {
@@ -26,7 +26,7 @@ static void accept_errors(netsrv_backend b) {
     }
 }
 
-/* While accept keeps failing for lack of something, the server waits: it does not spin or chatter. */
+/* While accept keeps failing for lack of something, the server waits: no spin, no chatter. */
 static void accept_shortage(netsrv_backend b) {
     static const int errnos[] = { EMFILE, ENFILE, ENOBUFS, ENOMEM };
     for (size_t i = 0; i < sizeof errnos / sizeof errnos[0]; i++) {
@@ -128,7 +128,7 @@ static void out_of_descriptors_each(netsrv_backend b) {
     }
 }
 
-/* ---- limits on connections --------------------------------------------------------------------------------------- */
+/* ---- limits on connections ------------------------------------------------------------------- */
 
 static atomic_uint most_live;
 
@@ -266,7 +266,7 @@ static void accept_rate(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- signals ------------------------------------------------------------------------------------------------------- */
+/* ---- signals --------------------------------------------------------------------------------- */
 
 static atomic_bool over;
 static atomic_ulong signals;

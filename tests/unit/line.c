@@ -60,8 +60,8 @@ static void one_client(netsrv_server *s, const char *text, size_t n) {
 
 static const char sample[] = "ab\r\n\ncd\n\r\n\n\r\r\ne\rf\n\xff\0\xfe\ng\r\nlast";
 static const char sample_lines[] = "2:ab;0:;2:cd;0:;0:;1:\r;3:e\rf;3:\xff\0\xfe;1:g;4:last;E";
-static const char sample_ends[] = "4:ab\r\n;1:\n;3:cd\n;2:\r\n;1:\n;3:\r\r\n;4:e\rf\n;4:\xff\0\xfe\n;"
-                                  "3:g\r\n;4:last;E";
+static const char sample_ends[] = "4:ab\r\n;1:\n;3:cd\n;2:\r\n;1:\n;3:\r\r\n;4:e\rf\n;"
+                                  "4:\xff\0\xfe\n;3:g\r\n;4:last;E";
 
 static void split_everywhere(netsrv_backend b, bool keep) {
     netsrv_config cfg = line_config(b);
@@ -110,7 +110,7 @@ static void real_segments(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- the limit ----------------------------------------------------------------------------------- */
+/* ---- the limit ------------------------------------------------------------------------------- */
 
 #define LIMIT 100
 
@@ -186,7 +186,7 @@ static void endless_line(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- many lines --------------------------------------------------------------------------------------- */
+/* ---- many lines ------------------------------------------------------------------------------ */
 
 static atomic_ulong empty_lines;
 static atomic_ulong echoed_at; /* how many empty lines had been shown when the other was served */

@@ -29,7 +29,7 @@ static void write_end(const char *what, int end) {
     write_down(text, (size_t)n);
 }
 
-/* ---- the server: lines that are commands --------------------------------------------------------- */
+/* ---- the server: lines that are commands ----------------------------------------------------- */
 
 static void big_reply(netsrv_conn *c, size_t n) {
     unsigned char bytes[1000];
@@ -57,7 +57,7 @@ static void obey(netsrv_conn *c, const void *data, size_t n) {
     }
 }
 
-/* ---- the client: what it says, then how it ends ------------------------------------------------------ */
+/* ---- the client: what it says, then how it ends ---------------------------------------------- */
 
 typedef struct script {
     const char *says;
@@ -124,6 +124,18 @@ static bool fits(const netsrv_config *c) {
     return ok;
 }
 
+static unsigned play_transfers(netsrv_config *cfg) {
+    unsigned played = 0;
+    for (int transfer = 1; transfer < NETSRV_TRANSFER_COUNT; transfer++) {
+        cfg->transfer = (netsrv_transfer)transfer;
+        if (fits(cfg)) {
+            play_all(cfg);
+            played++;
+        }
+    }
+    return played;
+}
+
 static void every_arrangement(netsrv_backend b, unsigned workers) {
     netsrv_config cfg = rig_config(b, workers);
     unsigned played = 0;
@@ -132,16 +144,10 @@ static void every_arrangement(netsrv_backend b, unsigned workers) {
     cfg.framing = NETSRV_FRAMING_LINE;
     for (int accept = 0; accept < NETSRV_ACCEPT_COUNT; accept++) {
         for (int place = 0; place < NETSRV_PLACE_COUNT; place++) {
-            for (int transfer = 1; transfer < NETSRV_TRANSFER_COUNT; transfer++) {
-                cfg.accept = (netsrv_accept)accept;
-                cfg.place = (netsrv_place)place;
-                cfg.pick = place == NETSRV_PLACE_CUSTOM ? pick_next : NULL;
-                cfg.transfer = (netsrv_transfer)transfer;
-                if (fits(&cfg)) {
-                    play_all(&cfg);
-                    played++;
-                }
-            }
+            cfg.accept = (netsrv_accept)accept;
+            cfg.place = (netsrv_place)place;
+            cfg.pick = place == NETSRV_PLACE_CUSTOM ? pick_next : NULL;
+            played += play_transfers(&cfg);
         }
     }
     CHECK_GE(played, 12);

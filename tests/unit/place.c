@@ -58,7 +58,7 @@ static netsrv_config place_config(netsrv_backend b, netsrv_accept accept, netsrv
     return cfg;
 }
 
-/* ---- each rule ------------------------------------------------------------------------------------ */
+/* ---- each rule ------------------------------------------------------------------------------- */
 
 static void even(netsrv_backend b, netsrv_accept accept, netsrv_place place, uint64_t slack) {
     const netsrv_config cfg = place_config(b, accept, place);
@@ -154,7 +154,7 @@ static void peer_hash(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
-/* ---- custom ------------------------------------------------------------------------------------------- */
+/* ---- custom ---------------------------------------------------------------------------------- */
 
 static struct {
     atomic_uint answer;
@@ -221,7 +221,7 @@ static void custom_from_acceptor(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
-/* ---- a worker that is stuck ------------------------------------------------------------------------------ */
+/* ---- a worker that is stuck ------------------------------------------------------------------ */
 
 static atomic_int gate;
 

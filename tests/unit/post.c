@@ -37,7 +37,7 @@ static void right_worker(netsrv_backend b) {
     CHECK_EQ(atomic_load(&ran), 30);
 }
 
-/* ---- order, and nothing lost or merged ---------------------------------------------------------------- */
+/* ---- order, and nothing lost or merged ------------------------------------------------------- */
 
 typedef struct poster {
     netsrv_server *s;
@@ -112,7 +112,7 @@ static void all_run_once(netsrv_backend b, bool stopping, uint32_t grace_ms) {
     seam_reset(0);
 }
 
-/* ---- a full mailbox --------------------------------------------------------------------------------------- */
+/* ---- a full mailbox -------------------------------------------------------------------------- */
 
 static atomic_int gate;
 
@@ -150,7 +150,7 @@ static void full_mailbox(netsrv_backend b) {
     CHECK_EQ(atomic_load(&done), accepted + 2);
 }
 
-/* ---- posting from inside ---------------------------------------------------------------------------------- */
+/* ---- posting from inside --------------------------------------------------------------------- */
 
 static void post_again(netsrv_server *s, unsigned worker, void *arg) {
     const unsigned long n = atomic_fetch_add(&ran, 1);

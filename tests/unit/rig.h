@@ -16,7 +16,7 @@
 
 #define PEER_DEADLINE_MS 10000
 
-/* ---- a log that can be asked ------------------------------------------------------------------- */
+/* ---- a log that can be asked ----------------------------------------------------------------- */
 
 #define RIG_LOG_BYTES 65536
 
@@ -34,7 +34,8 @@ static inline void rig_log(void *user, netsrv_log_level level, const char *text)
     CHECK(text != NULL && strchr(text, '\n') == NULL);
     rig_log_book.lines[level]++;
     const size_t room = RIG_LOG_BYTES - rig_log_book.used;
-    const int n = snprintf(rig_log_book.text + rig_log_book.used, room, "%d %s\n", (int)level, text);
+    char *at = rig_log_book.text + rig_log_book.used;
+    const int n = snprintf(at, room, "%d %s\n", (int)level, text);
     if (n > 0 && (size_t)n < room) {
         rig_log_book.used += (size_t)n;
     }
@@ -63,7 +64,7 @@ static inline unsigned long rig_log_lines(netsrv_log_level level) {
     return n;
 }
 
-/* ---- callbacks that count ---------------------------------------------------------------------- */
+/* ---- callbacks that count -------------------------------------------------------------------- */
 
 static struct {
     atomic_ulong opens;
@@ -129,7 +130,7 @@ static inline unsigned long rig_opens(void) {
     return atomic_load(&rig_seen.opens);
 }
 
-/* ---- the server --------------------------------------------------------------------------------- */
+/* ---- the server ------------------------------------------------------------------------------ */
 
 /* An echo server on a free port of the loopback; tests change what they are about. */
 static inline netsrv_config rig_config(netsrv_backend backend, unsigned workers) {
@@ -207,7 +208,7 @@ static inline void rig_poke(netsrv_server *s) {
     CHECK_WITHIN(10000, atomic_load(&done) == n);
 }
 
-/* ---- blocking clients ----------------------------------------------------------------------------- */
+/* ---- blocking clients ------------------------------------------------------------------------ */
 
 enum { PEER_FIN = 0, PEER_STUCK = -1 }; /* how a stream ended, else an errno */
 

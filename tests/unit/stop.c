@@ -1,5 +1,5 @@
-/* stop.c: the end in order: what is under way is finished, what is idle goes, nothing is forgotten, and
- * nobody can hold the server beyond the grace time. */
+/* stop.c: the end in order: what is under way is finished, what is idle goes, nothing is
+ * forgotten, and nobody can hold the server beyond the grace time. */
 #include "../seam.h"
 
 #include "rig.h"
@@ -24,7 +24,7 @@ static bool accepts(netsrv_backend b, int accept) {
            (accept != NETSRV_ACCEPT_EXCLUSIVE && accept != NETSRV_ACCEPT_EDGE);
 }
 
-/* ---- replies under way --------------------------------------------------------------------------- */
+/* ---- replies under way ----------------------------------------------------------------------- */
 
 static size_t big_reply(netsrv_conn *c, const void *data, size_t n) {
     static unsigned char bytes[200000];
@@ -98,7 +98,7 @@ static void silent_ones_get_a_moment(netsrv_backend b) {
     rig_end(s);
 }
 
-/* ---- who holds out -------------------------------------------------------------------------------- */
+/* ---- who holds out --------------------------------------------------------------------------- */
 
 static void never_reading(netsrv_backend b) {
     netsrv_config cfg = rig_config(b, 2);
@@ -172,7 +172,7 @@ static void lingering_peer(netsrv_backend b) {
     rig_end(s);
 }
 
-/* ---- what is on its way at the stop ------------------------------------------------------------------ */
+/* ---- what is on its way at the stop ---------------------------------------------------------- */
 
 /* Their handshake is done and their question is sent: all are answered, on every way in. */
 static void waiting_clients_are_served(netsrv_backend b, int accept) {
@@ -244,7 +244,7 @@ static void inherited_listener_lives_on(netsrv_backend b) {
     close(fd);
 }
 
-/* ---- stop while the listener is paused --------------------------------------------------------------------- */
+/* ---- stop while the listener is paused ------------------------------------------------------- */
 
 static void stop_while_paused(netsrv_backend b) {
     const netsrv_config cfg = rig_config(b, 2);
@@ -280,7 +280,7 @@ static void stop_while_full(netsrv_backend b) {
     rig_end(s);
 }
 
-/* ---- stop under load, over and over --------------------------------------------------------------------------- */
+/* ---- stop under load, over and over ---------------------------------------------------------- */
 
 static atomic_bool over;
 static atomic_int load_port;

@@ -1,6 +1,6 @@
 /* storm.c: short connections reuse slots and descriptors as fast as they can, while batches are
- * shuffled, events repeated, reads and writes cut and the schedule disturbed. Every connection has a
- * token of its own; nobody may ever meet another's. */
+ * shuffled, events repeated, reads and writes cut and the schedule disturbed. Every connection
+ * has a token of its own; nobody may ever meet another's. */
 #include "../seam.h"
 
 #include "rig.h"

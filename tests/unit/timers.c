@@ -27,7 +27,7 @@ static void small_send_buffer(netsrv_conn *c) {
     rig_on_open(c);
 }
 
-/* ---- idle -------------------------------------------------------------------------------------------- */
+/* ---- idle ------------------------------------------------------------------------------------ */
 
 static void idle_by_moved_clock(netsrv_backend b) {
     netsrv_config cfg = timer_config(b);
@@ -129,7 +129,7 @@ static void own_idle_timeout(netsrv_backend b) {
     seam_reset(0);
 }
 
-/* ---- write ---------------------------------------------------------------------------------------------- */
+/* ---- write ----------------------------------------------------------------------------------- */
 
 static size_t send_much(netsrv_conn *c, const void *data, size_t n) {
     static char bytes[100000];
@@ -183,7 +183,7 @@ static void write_timeout_by_real_clock(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- flush and linger -------------------------------------------------------------------------------------- */
+/* ---- flush and linger ------------------------------------------------------------------------ */
 
 static size_t send_and_close(netsrv_conn *c, const void *data, size_t n) {
     send_much(c, data, n);
@@ -272,7 +272,7 @@ static void no_linger(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
-/* ---- many ---------------------------------------------------------------------------------------------------- */
+/* ---- many ------------------------------------------------------------------------------------ */
 
 static size_t set_many(netsrv_conn *c, const void *data, size_t n) {
     for (int i = 0; i < 100000; i++) {

@@ -1,16 +1,16 @@
 /* torture.c: every fallible call of every scenario fails once, and from then on.
  *
  * A scenario is a server with its clients in one child process. It first runs without faults and
- * counts its calls; each counted call is a site. Then it runs again for chosen sites with each errno
- * that the call's man page lists, in two modes: once (EINTR and the like: a storm of them) and from
- * then on. After each run the child must have ended by itself in time, with the descriptors and
- * threads of before, all memory returned, no processor time burnt, no wrong byte delivered, no more
- * connections cut than the fault explains, and any failure to start described.
+ * counts its calls; each counted call is a site. Then it runs again for chosen sites with each
+ * errno that the call's man page lists, in two modes: once, and from then on (EINTR and the like:
+ * a storm of them). After each run the child must have ended by itself in time, with the
+ * descriptors and threads of before, all memory returned, no processor time burnt, no wrong byte
+ * delivered, no more connections cut than the fault explains, and any failure to start described.
  *
  *     torture [--full] [--seed=N] [--seconds=N] [--jobs=N] [-v] [--scenario=NAME/BACKEND]
  *             [--name=CALL --nth=N --errno=NAME --mode=once|always]
  *
- * A finding prints the options that replay it. */
+ * A finding prints the options that replay it. Options may also stand in the variable TORTURE. */
 #include "../seam.h"
 
 #include "rig.h"
@@ -29,9 +29,10 @@
 #define LOOSE_ALL_MS 300   /* all waits together of a run where nobody need be served */
 #define STOP_MS      8000  /* from netsrv_stop to the end of the last thread */
 #define HANG_MS      40000 /* for a whole run */
-#define RESULT_FILE_BYTES 4096
+#define SAID_BYTES   4096  /* printed of what a child said */
+#define FINDINGS_PRINTED 50
 
-/* ---- which calls fail with what ---------------------------------------------------------------- */
+/* ---- which calls fail with what -------------------------------------------------------------- */
 
 enum {
     FREE = 1,    /* once: no connection may be cut by it */
@@ -148,7 +149,7 @@ static int errno_number(const char *name) {
     return 0;
 }
 
-/* ---- plans, runs, results ------------------------------------------------------------------------ */
+/* ---- plans, runs, results -------------------------------------------------------------------- */
 
 typedef struct plan {
     int scenario;
@@ -223,7 +224,7 @@ static uint64_t patience_ms(const run *r) {
 
 #define AWAIT(r, cond) WAIT_FOR(patience_ms(r) / check_state.scale + 1, cond)
 
-/* ---- clients ---------------------------------------------------------------------------------------- */
+/* ---- clients --------------------------------------------------------------------------------- */
 
 static void lost(run *r, client *c, int end) {
     if (c->cut) {
@@ -291,7 +292,7 @@ static void hear_text(run *r, client *c, const char *text) {
 static void hear_end(run *r, client *c, int how) {
     char more[1];
     int end = 0;
-    if (c->fd < 0) {
+    if (c->fd < 0 || c->cut) {
         return;
     }
     peer_deadline(c->fd, patience_ms(r));
@@ -331,7 +332,7 @@ static void speak_much(run *r, client *c, size_t n, unsigned seed) {
     hear(r, c, bytes, n);
 }
 
-/* ---- the server of a run ---------------------------------------------------------------------------- */
+/* ---- the server of a run --------------------------------------------------------------------- */
 
 static void check_refusal(run *r, const char *what, netsrv_result result, const netsrv_error *e) {
     const plan *p = r->plan;
@@ -398,7 +399,7 @@ static bool gave_up(run *r) {
     return netsrv_wait_for(r->s, 0) == NETSRV_OK;
 }
 
-/* ---- scenarios: configurations and what clients do ----------------------------------------------------- */
+/* ---- scenarios: configurations and what clients do ------------------------------------------- */
 
 static void small_buffers(netsrv_conn *c) {
     const int bytes = 4096;
@@ -537,9 +538,9 @@ static void do_not_read(run *r) {
     for (int i = 0; i < 20 && c.fd >= 0; i++) {
         peer_send(c.fd, "m", 1);
     }
-    AWAIT(r, rig_closes() > 0 || c.fd < 0);
+    AWAIT(r, rig_closes() > 0 || c.fd < 0 || rig_total(r->s).no_memory > 0);
     if (rig_closes() == 0) {
-        lost(r, &c, PEER_STUCK);
+        lost(r, &c, rig_total(r->s).no_memory > 0 ? ECONNRESET : PEER_STUCK);
     }
     hang_up(&c);
 }
@@ -754,7 +755,7 @@ static void insist(run *r, client *c, netsrv_result (*ask)(netsrv_server *s, net
     for (int i = 0; i < 3 && result != NETSRV_OK; i++) {
         result = ask(r->s, atomic_load(&across_id));
     }
-    if (result == NETSRV_BAD_ARGUMENT || result == NETSRV_BAD_THREAD || result == NETSRV_BAD_STATE) {
+    if (result >= NETSRV_BAD_CONFIG && result <= NETSRV_BAD_STATE) {
         problem(r, "a call across threads answers %s; ", netsrv_result_text((int)result));
     }
     if (result != NETSRV_OK) {
@@ -954,7 +955,7 @@ static const struct scenario {
 };
 #define SCENARIOS ((int)(sizeof scenarios / sizeof scenarios[0]))
 
-/* ---- one run, inside its child --------------------------------------------------------------------------- */
+/* ---- one run, inside its child --------------------------------------------------------------- */
 
 /* After a fault that is over, a new client must find the server whole. */
 static void probe(run *r) {
@@ -1108,7 +1109,7 @@ static void play(const plan *p, report *out, uint64_t seed) {
     out->done = true;
 }
 
-/* ---- the parent: children side by side --------------------------------------------------------------------- */
+/* ---- the parent: children side by side ------------------------------------------------------- */
 
 typedef struct job {
     pid_t pid; /* 0: free */
@@ -1151,12 +1152,14 @@ static void describe(const plan *p, char *text, size_t n) {
 
 static void print_finding(const job *j, const report *out, const char *how) {
     char replay[256];
-    char said[RESULT_FILE_BYTES] = "";
+    char said[SAID_BYTES] = "";
     describe(&j->plan, replay, sizeof replay);
+    if (++torture.findings > FINDINGS_PRINTED) {
+        return;
+    }
     const ssize_t n = pread(j->err_fd, said, sizeof said - 1, 0);
     said[n > 0 ? n : 0] = '\0';
     printf("FINDING %s%s\n  replay: torture %s\n%s", how, out->text, replay, said);
-    torture.findings++;
 }
 
 static void judge_child(const job *j, int status) {
@@ -1243,7 +1246,7 @@ static void drain_jobs(void) {
     }
 }
 
-/* ---- which sites, which errnos -------------------------------------------------------------------------------- */
+/* ---- which sites, which errnos --------------------------------------------------------------- */
 
 static void add_plan(const plan *p) {
     if (torture.plan_count < PLANS_MAX) {
@@ -1320,7 +1323,7 @@ static bool wanted(const plan *p) {
     snprintf(name, sizeof name, "%s/%s", scenarios[p->scenario].name,
              netsrv_backend_name((int)p->backend));
     const size_t n = strlen(torture.only);
-    return strcmp(name, torture.only) == 0 || (strncmp(name, torture.only, n) == 0 && name[n] == '/');
+    return strncmp(name, torture.only, n) == 0 && (name[n] == '\0' || name[n] == '/');
 }
 
 static void count_scenario(const plan *p) {
@@ -1359,7 +1362,7 @@ static void run_plans(void) {
     drain_jobs();
 }
 
-/* ---- replay and options ------------------------------------------------------------------------------------------ */
+/* ---- replay and options ---------------------------------------------------------------------- */
 
 static void replay(const plan *p) {
     plan q = torture.replay;
@@ -1375,8 +1378,8 @@ static void replay(const plan *p) {
     launch(&torture.job[0], &q);
     drain_jobs();
     const report *out = &torture.results[0];
-    printf("fired %lu times, %lu calls, %llu ms, %llu ms of processor time\n", out->fired, out->calls,
-           (unsigned long long)out->wall_ms, (unsigned long long)out->cpu_us / 1000);
+    printf("fired %lu times, %lu calls, %llu ms, %llu ms of processor time\n", out->fired,
+           out->calls, (unsigned long long)out->wall_ms, (unsigned long long)out->cpu_us / 1000);
 }
 
 static const char *value_of(const char *arg, const char *option) {
@@ -1421,10 +1424,34 @@ static bool read_option(const char *arg) {
     return true;
 }
 
+static bool read_known_option(const char *arg) {
+    if (read_option(arg)) {
+        return true;
+    }
+    fprintf(stderr, "torture: unknown option %s\n", arg);
+    return false;
+}
+
+/* Before those of the command line, which thus win. */
+static bool read_environment(void) {
+    const char *text = getenv("TORTURE");
+    char *copy = text != NULL ? strdup(text) : NULL; /* options point into it */
+    char *rest = NULL;
+    for (char *word = copy != NULL ? strtok_r(copy, " ", &rest) : NULL; word != NULL;
+         word = strtok_r(NULL, " ", &rest)) {
+        if (!read_known_option(word)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 static bool read_options(int argc, char **argv) {
+    if (!read_environment()) {
+        return false;
+    }
     for (int i = 1; i < argc; i++) {
-        if (!read_option(argv[i])) {
-            fprintf(stderr, "torture: unknown option %s\n", argv[i]);
+        if (!read_known_option(argv[i])) {
             return false;
         }
     }
@@ -1464,7 +1491,10 @@ int main(int argc, char **argv) {
     each_scenario(count_scenario);
     shuffle_plans();
     run_plans();
-    printf("%lu sites, %lu sampled, %lu of %lu planned runs, %lu met their fault, %lu findings "
+    if (torture.findings > FINDINGS_PRINTED) {
+        printf("... and %lu findings more\n", torture.findings - FINDINGS_PRINTED);
+    }
+    printf("%lu sites, %lu sampled, %lu runs for %lu plans, %lu met their fault, %lu findings "
            "(seed %llu, %llu s)\n",
            torture.sites, torture.sampled, torture.runs, torture.plan_count, torture.reached,
            torture.findings, (unsigned long long)torture.seed,
