@@ -76,8 +76,9 @@
                   says how the listener is armed: level (default), edge, or oneshot (one thread
                   inside accept at a time, for one extra system call per wake-up).
        shared     one listening socket in every worker's poller. Every connection wakes every idle
-                  worker, and all but one find nothing: the thundering herd. Watch `wasted` in the
-                  statistics. For comparison, and for systems that have nothing better.
+                  worker, and all but one find nothing: the thundering herd. It shows in `wasted`
+                  and in context switches. For comparison, and for systems that have nothing
+                  better.
        exclusive  the same, and the kernel wakes one (EPOLLEXCLUSIVE, Linux 4.5). It prefers the
                   worker that registered first, so each registers again after some accepts; under
                   light load the first still gets more, which place = two_choices evens out.
@@ -185,14 +186,18 @@
 
        netsrv_stop returns at once; netsrv_wait waits for the end. In between: every thread
        unwatches its listeners; connections whose handshake is done are accepted and served; the
-       listeners are closed; each connection is closed as soon as nothing is under way on it (a
-       line received in part, output queued, or paused); one from which nothing has arrived yet
-       has half a second to speak. Each close lingers as netsrv_close does, up to 2 seconds for a
-       client that keeps its end open. When grace_ms is over, what is left is reset. A second call
-       may shorten the time.
+       listeners are closed when the last thread has left them; each connection is closed as soon
+       as nothing is under way on it (a line received in part, output queued, or paused); one from
+       which nothing has arrived yet has half a second to speak. Each close lingers as
+       netsrv_close does, up to 2 seconds for a client that keeps its end open. When grace_ms is
+       over, what is left is reset. A second call may shorten the time.
 
-       The one way to lose a connection is the kernel's: a handshake that completes between the
-       last accept and the close of the listener is reset. With reuseport and share_port the kernel
+       A thread that is held up in a callback leaves its listener only afterwards. The others close
+       their connections meanwhile, but clients that connect in that time wait.
+
+       Connections are lost in two ways: a handshake that completes between the last accept and
+       the close of the listener is reset by the kernel, and so is one for which there is no
+       descriptor or no place under max_conns left. With reuseport and share_port the kernel
        goes on giving connections to this server until that moment; to restart without a loss,
        hand the same listening socket on ("fd:N", "systemd:name"): a socket that others hold is
        neither drained nor shut down by a stop.
@@ -211,7 +216,8 @@
                                the length of a line without its end.
        high_mark_bytes         reading stops until low_mark_bytes.
        queue_max_bytes         the connection is reset with QUEUE_FULL, netsrv_send says so.
-       server_queue_max_bytes  the same with SERVER_FULL. Counts memory, not bytes.
+       server_queue_max_bytes  the same with SERVER_FULL. Counts the memory of all queued output and
+                               all kept input.
        mailbox_max_count       connections stay where they are; netsrv_send_to and the like say
                                QUEUE_FULL and have done nothing.
        linger_max_bytes        the connection closes, with a reset if more input is waiting.
@@ -236,7 +242,8 @@
    BATCHES
 
        events_per_wait, accepts_per_turn and bytes_per_turn bound what one source may take before
-       the others have their turn. "How many sockets at once?" hardly matters: on Linux over
+       the others have their turn (a batch of tiny lines is a batch: count on a callback for each of
+       65,536 empty lines). "How many sockets at once?" hardly matters: on Linux over
        loopback, one worker, medians of nine rounds, accepts_per_turn from 1 to 64 stayed within
        3 % of CPU per short connection, and events_per_wait from 16 to 1024 within the noise of
        10 %. The small defaults are for fairness. What matters is the receive buffer: 16 KiB cost
@@ -255,7 +262,7 @@
 
        NETSRV_SEAM_FAULT(name)             0, or an errno with which the call "name" shall fail
        NETSRV_SEAM_CLIP(name, n)           a length for "recv" or "send", 1 to n
-       NETSRV_SEAM_EVENTS(events, n, size) may permute or drop events of a batch; the new count
+       NETSRV_SEAM_EVENTS(events, n, size) may permute, repeat or drop events; the new count
        NETSRV_SEAM_CLOCK_MS(real)          the monotonic clock that timeouts see
        NETSRV_SEAM_POINT(name)             a point where threads meet, to disturb the schedule
 
@@ -341,7 +348,7 @@ typedef enum netsrv_result {
     X(LINE_TOO_LONG, "a line longer than input_max_bytes")                                         \
     X(INPUT_FULL, "more unconsumed input than input_max_bytes")                                    \
     X(QUEUE_FULL, "more queued output than queue_max_bytes")                                       \
-    X(SERVER_FULL, "more queued output in the server than server_queue_max_bytes")                 \
+    X(SERVER_FULL, "more queued and kept bytes in the server than server_queue_max_bytes")         \
     X(NO_MEMORY, "out of memory")                                                                  \
     X(STOP, "the server stops")
 
@@ -452,9 +459,10 @@ typedef struct netsrv_peer {
  * connection, one at a time per worker, and may call any function marked "callback: yes". */
 typedef struct netsrv_config {
 
-    /* Where to listen. "127.0.0.1:7000", "[::1]:7000", "*:7000" (IPv6 and IPv4), "unix:/path",
-     * "unix:@name" (abstract, Linux), "fd:3" (an inherited listener), "systemd:name". Port 0 asks
-     * for any free port. Default: "127.0.0.1:7000". The first NULL ends the list. */
+    /* Where to listen. "127.0.0.1:7000", "[::1]:7000", "*:7000" or ":7000" (IPv6 and IPv4),
+     * "unix:/path", "unix:@name" (abstract, Linux), "fd:3" (an inherited listener), or
+     * "systemd:name". Port 0 asks for any free port. Default: "127.0.0.1:7000". The first NULL ends
+     * the list. */
     const char *listen[NETSRV_LISTEN_MAX];
 
     /* Callbacks; each may be NULL. */
@@ -515,7 +523,7 @@ typedef struct netsrv_config {
                                          of a smaller queue_max_bytes */
     uint32_t low_mark_bytes; /* queued output that resumes; default a quarter of the high */
     uint32_t queue_max_bytes;         /* queued output of one connection; default 16 MiB */
-    uint64_t server_queue_max_bytes;  /* queued output of the server; default 1 GiB;
+    uint64_t server_queue_max_bytes;  /* memory of all queued output and kept input; default 1 GiB;
                                          NETSRV_OFF */
     uint32_t mailbox_max_count;       /* messages waiting for one worker; default 4096 */
 
@@ -574,7 +582,7 @@ typedef struct netsrv_stats {
 #undef NETSRV_X
     uint64_t live;          /* connections open now */
     uint64_t travelling;    /* handed over to this worker and not arrived yet */
-    uint64_t queued_bytes;  /* output queued in memory now; of the server, in every snapshot */
+    uint64_t queued_bytes;  /* memory of queued output and kept input; of the server, everywhere */
 } netsrv_stats;
 
 /* One decision of netsrv_create: what was asked, what was taken and why. */
@@ -736,7 +744,7 @@ NETSRV_API netsrv_result netsrv_close_id(netsrv_server *s, netsrv_id id);
 NETSRV_API netsrv_result netsrv_abort_id(netsrv_server *s, netsrv_id id);
 
 /* Runs fn(server, worker, arg) on a worker's thread. Never merged, never lost once OK was returned.
- * STOPPED before the start and after the end, and when the grace time of a stop is over.
+ * STOPPED before the start and after the end, and at the end of a stop.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
                                      void (*fn)(netsrv_server *s, unsigned worker, void *arg),
@@ -831,7 +839,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #ifndef SO_ATTACH_REUSEPORT_CBPF
 #define SO_ATTACH_REUSEPORT_CBPF 51
 #endif
-#ifndef SOCK_NONBLOCK
+#if !defined(CPU_SETSIZE) || !defined(F_DUPFD_CLOEXEC) || !defined(SOCK_NONBLOCK)
 #error "netsrv.h: include netsrv.h with NETSRV_IMPLEMENTATION before any system header"
 #endif
 #endif
@@ -933,6 +941,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__OUT_IOV 16             /* chunks given to one sendmsg */
 #define NETSRV__OUT_ROUNDS 4           /* sendmsg calls for one connection and settle */
 #define NETSRV__ROTATE 16 /* accepts after which an exclusive listener is re-registered */
+#define NETSRV__ACCEPT_FAILURES 16     /* in a row: more than clients that left too early */
 #define NETSRV__RETRY_MS 100           /* a paused listener tries again */
 #define NETSRV__FRESH_MS 500           /* at a stop: time for a first byte */
 #define NETSRV__LONG_TURN_MS 4 /* a longer turn corrects its time stamps; more with many slots */
@@ -1244,6 +1253,12 @@ typedef struct netsrv__place_ops {
 
 /* ---- threads ---- */
 
+enum { /* what a paused listener waits for */
+    NETSRV__PAUSED_FULL = 1,     /* a connection to end, or a reserved place to be given back */
+    NETSRV__PAUSED_RESOURCE = 2, /* a connection to end, or time                              */
+    NETSRV__PAUSED_RATE = 4      /* time                                                      */
+};
+
 /* The threads that wait on one poller: one worker, or all acceptors. */
 struct netsrv__group {
     netsrv__wake wake; /* from create to destroy */
@@ -1253,7 +1268,7 @@ struct netsrv__group {
     pthread_mutex_t lock;
     netsrv__gate gates[NETSRV_LISTEN_MAX];
     unsigned gate_count;
-    atomic_bool paused; /* some gate is paused */
+    _Atomic unsigned paused; /* why some gate is paused: NETSRV__PAUSED_..., or 0 */
     atomic_bool nudged; /* ... and something became free */
     _Atomic unsigned opened; /* members that hold the poller */
 };
@@ -1267,7 +1282,7 @@ typedef struct netsrv__counters {
 typedef enum netsrv__phase {
     NETSRV__RUNNING,
     NETSRV__QUIET,   /* its listeners are unwatched                                    */
-    NETSRV__LEAVING, /* listeners closed; idle connections are being closed            */
+    NETSRV__LEAVING, /* connections close as soon as nothing is under way on them       */
     NETSRV__FORCED   /* time over; everything is being aborted                         */
 } netsrv__phase;
 
@@ -1319,6 +1334,7 @@ struct netsrv__worker {
         uint64_t random;
         netsrv__phase phase;
         unsigned stop_turns;
+        unsigned accept_failures; /* in a row */
         bool opened; /* io->open succeeded */
     } own;
 
@@ -1396,9 +1412,7 @@ struct netsrv_server {
     _Atomic uint32_t paused;     /* groups with a paused gate */
     _Atomic size_t queued;       /* bytes of all output chunks */
     _Atomic uint32_t logged_ms;  /* last log line about a pause */
-    atomic_bool stopping;
-    _Atomic uint32_t stop_at;    /* deadline, low 32 bits of the clock */
-    atomic_bool stop_timed;      /* stop_at is set */
+    _Atomic uint32_t stop_at;    /* 0, or the server stops: deadline, low bits of the clock */
     _Atomic unsigned unquiet;    /* groups' members that may still accept */
     atomic_bool swept;           /* listeners are closed */
 };
@@ -1679,7 +1693,11 @@ static int netsrv__sys_getsockopt(int fd, int level, int name, int *value) {
 
 static int netsrv__sys_socket(int family) {
     NETSRV__FAIL_POINT("socket", -1);
+#if NETSRV__HAS_ACCEPT4
+    const int fd = socket(family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+#else
     const int fd = netsrv__sys_prepared(socket(family, SOCK_STREAM, 0));
+#endif
 #ifdef SO_NOSIGPIPE
     if (fd >= 0) {
         netsrv__sys_set_int(fd, SOL_SOCKET, SO_NOSIGPIPE, 1);
@@ -1701,6 +1719,15 @@ static int netsrv__sys_listen(int fd, int backlog) {
 static int netsrv__sys_connect(int fd, const struct sockaddr_storage *sa, socklen_t n) {
     NETSRV__FAIL_POINT("connect", -1);
     return connect(fd, (const struct sockaddr *)sa, n);
+}
+
+/* On Linux, connecting to nowhere resets a TCP connection at once, also while a child process holds
+ * a duplicate; elsewhere it fails, and the close that follows resets. */
+static void netsrv__sys_disconnect(int fd) {
+    struct sockaddr_storage nowhere;
+    memset(&nowhere, 0, sizeof nowhere);
+    nowhere.ss_family = AF_UNSPEC;
+    netsrv__sys_connect(fd, &nowhere, sizeof nowhere.ss_family);
 }
 
 static int netsrv__sys_local(int fd, struct sockaddr_storage *sa, socklen_t *n) {
@@ -1861,9 +1888,9 @@ static ssize_t netsrv__sys_write(int fd, const void *data, size_t n) {
 static int netsrv__sys_thread_create(pthread_t *thread, void *(*body)(void *), void *arg) {
     sigset_t all;
     sigset_t before;
-    const int fault = NETSRV_SEAM_FAULT("pthread_create");
-    if (fault != 0) {
-        return fault;
+    const int netsrv__fault = NETSRV_SEAM_FAULT("pthread_create");
+    if (netsrv__fault != 0) {
+        return netsrv__fault;
     }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
@@ -2135,7 +2162,8 @@ static int netsrv__net_systemd_fd(const char *name) {
     if (pid == NULL || fds == NULL || strtol(pid, NULL, 10) != (long)getpid()) {
         return -1;
     }
-    const long count = strtol(fds, NULL, 10);
+    const long said = strtol(fds, NULL, 10);
+    const int count = said < 4096 ? (int)said : 4096;
     for (int i = 0; i < count; i++) {
         const char *here = names != NULL ? names : "unknown";
         const size_t n = strcspn(here, ":");
@@ -2154,8 +2182,11 @@ static const char *netsrv__net_parse_adopted(netsrv__listener *ln, int fd) {
     ln->kind = NETSRV__LISTEN_ADOPTED;
     ln->adopted_fd = fd;
     if (netsrv__sys_getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listening) != 0) {
-        return errno == EBADF ? "the descriptor is not open" : "the descriptor is not a socket";
+        return errno == EBADF      ? "the descriptor is not open"
+               : errno == ENOTSOCK ? "the descriptor is not a socket"
+                                   : strerror(errno);
     }
+    errno = 0;
     return listening != 0 ? NULL : "the descriptor is not a listening socket";
 }
 
@@ -2311,14 +2342,21 @@ static int netsrv__net_open_one(const netsrv_config *cfg, netsrv__listener *ln, 
     return fd;
 }
 
-/* After the bind: the real port, for the next sockets, for a restart and for the user. */
-static void netsrv__net_learn(netsrv__listener *ln, int fd) {
+/* After the bind: the real port, for the next sockets, for a restart and for the user. Nothing is
+ * written that is known already: others may be reading it. */
+static int netsrv__net_learn(netsrv__listener *ln, int fd) {
     struct sockaddr_storage sa;
     socklen_t n = sizeof sa;
     memset(&sa, 0, sizeof sa);
-    if (ln->kind == NETSRV__LISTEN_UNIX || netsrv__sys_local(fd, &sa, &n) != 0 ||
-        (sa.ss_family != AF_INET && sa.ss_family != AF_INET6)) {
-        return;
+    if (ln->kind == NETSRV__LISTEN_UNIX) {
+        return 0;
+    }
+    if (netsrv__sys_local(fd, &sa, &n) != 0) {
+        return -1;
+    }
+    if ((sa.ss_family != AF_INET && sa.ss_family != AF_INET6) ||
+        (n == ln->sa_len && memcmp(&sa, &ln->sa, n) == 0)) {
+        return 0;
     }
     ln->sa = sa;
     ln->sa_len = n;
@@ -2328,6 +2366,7 @@ static void netsrv__net_learn(netsrv__listener *ln, int fd) {
     } else {
         netsrv__net_text(&a, ln->text, sizeof ln->text);
     }
+    return 0;
 }
 
 /* Steers by the CPU that received the handshake: socket number = CPU modulo sockets, in the order
@@ -2407,14 +2446,11 @@ static netsrv_result netsrv__net_open_listener(const netsrv_config *cfg, netsrv_
                                                netsrv_error *error) {
     for (unsigned i = 0; i < ln->fd_count; i++) {
         ln->fds[i] = netsrv__net_open_one(cfg, ln, i == 0);
-        if (ln->fds[i] < 0) {
+        if (ln->fds[i] < 0 || (i == 0 && netsrv__net_learn(ln, ln->fds[0]) != 0)) {
             const int saved = errno;
             netsrv__net_close_listener(ln);
             return netsrv__log_error(error, NETSRV_SYSTEM, saved, "cannot listen on %s: %s%s",
                                      ln->text, strerror(saved), netsrv__net_remedy(saved));
-        }
-        if (i == 0) {
-            netsrv__net_learn(ln, ln->fds[0]);
         }
     }
     if (cfg->accept == NETSRV_ACCEPT_REUSEPORT && cfg->steer_by_cpu == NETSRV_ENABLE &&
@@ -2563,19 +2599,36 @@ static void netsrv__slab_discard(netsrv__slab *slab, const netsrv_config *cfg) {
 }
 
 /* ========================================================================== *
- *  [out] Unsent bytes in chunks, counted against the server's limit
+ *  [out] Unsent bytes in chunks; what the server may hold in memory
  *  uses:   mem util
  *  thread: owner; chunk_new and chunk_free any
  * ========================================================================== */
 
+/* Memory under server_queue_max_bytes; false at the limit. */
+static bool netsrv__out_reserve(netsrv_server *srv, size_t bytes) {
+    const uint64_t max = srv->cfg.server_queue_max_bytes;
+    const size_t before = atomic_fetch_add_explicit(&srv->queued, bytes, memory_order_relaxed);
+    if (max == NETSRV_OFF || (uint64_t)before + bytes <= max) {
+        return true;
+    }
+    atomic_fetch_sub_explicit(&srv->queued, bytes, memory_order_relaxed);
+    return false;
+}
+
+static void netsrv__out_unreserve(netsrv_server *srv, size_t bytes) {
+    atomic_fetch_sub_explicit(&srv->queued, bytes, memory_order_relaxed);
+}
+
 /* NULL without memory, or with *full set when the server's limit is met. */
 static netsrv__chunk *netsrv__out_chunk_new(netsrv_server *srv, size_t cap, bool *full) {
-    const uint64_t max = srv->cfg.server_queue_max_bytes;
-    const size_t before = atomic_fetch_add_explicit(&srv->queued, cap, memory_order_relaxed);
-    *full = max != NETSRV_OFF && (uint64_t)before + cap > max;
-    netsrv__chunk *chunk = *full ? NULL : netsrv__mem_alloc(&srv->cfg, sizeof *chunk + cap);
+    netsrv__chunk *chunk;
+    *full = cap > SIZE_MAX - sizeof *chunk || !netsrv__out_reserve(srv, sizeof *chunk + cap);
+    if (*full) {
+        return NULL;
+    }
+    chunk = netsrv__mem_alloc(&srv->cfg, sizeof *chunk + cap);
     if (chunk == NULL) {
-        atomic_fetch_sub_explicit(&srv->queued, cap, memory_order_relaxed);
+        netsrv__out_unreserve(srv, sizeof *chunk + cap);
         return NULL;
     }
     memset(chunk, 0, sizeof *chunk);
@@ -2584,8 +2637,9 @@ static netsrv__chunk *netsrv__out_chunk_new(netsrv_server *srv, size_t cap, bool
 }
 
 static void netsrv__out_chunk_free(netsrv_server *srv, netsrv__chunk *chunk) {
-    atomic_fetch_sub_explicit(&srv->queued, chunk->cap, memory_order_relaxed);
-    netsrv__mem_free(&srv->cfg, chunk, sizeof *chunk + chunk->cap);
+    const size_t bytes = sizeof *chunk + chunk->cap;
+    netsrv__out_unreserve(srv, bytes);
+    netsrv__mem_free(&srv->cfg, chunk, bytes);
 }
 
 static void netsrv__out_link(netsrv__out *out, netsrv__chunk *chunk) {
@@ -2836,7 +2890,7 @@ static void netsrv__timer_woke(netsrv__worker *w) {
 
 /* ========================================================================== *
  *  [mailbox] Messages from any thread to one worker, and how it is woken
- *  uses:   mem sys util
+ *  uses:   mem sys
  *  thread: post, wake_signal = any; the rest = owner
  * ========================================================================== */
 
@@ -2951,18 +3005,11 @@ static size_t netsrv__mailbox_take(netsrv__mailbox *box, netsrv__msg **msgs) {
     return count;
 }
 
-/* Refuses later posts, whatever is inside. */
-static void netsrv__mailbox_shut(netsrv__mailbox *box) {
+/* Refuses later posts; true if nothing is inside. What is, is still to be taken. */
+static bool netsrv__mailbox_shut(netsrv__mailbox *box) {
     pthread_mutex_lock(&box->lock);
     box->open = false;
-    pthread_mutex_unlock(&box->lock);
-}
-
-/* Refuses later posts if nothing is inside; false if something is. */
-static bool netsrv__mailbox_close(netsrv__mailbox *box) {
-    pthread_mutex_lock(&box->lock);
     const bool empty = box->count == 0;
-    box->open = box->open && !empty;
     pthread_mutex_unlock(&box->lock);
     return empty;
 }
@@ -3011,7 +3058,7 @@ static netsrv__frame_found netsrv__frame_line(const unsigned char *data, size_t 
 
 /* ========================================================================== *
  *  [conn] The connection: states, input to the program, output to the backend
- *  uses:   mem util sys net slab out timer frame
+ *  uses:   mem util sys slab out timer frame
  *  thread: owner
  * ========================================================================== */
 
@@ -3278,6 +3325,10 @@ static NETSRV__HOT void netsrv__conn_on_replied(netsrv__worker *w, netsrv_conn *
 /* The part of a reply that the kernel did not take. */
 static void netsrv__conn_on_unsent(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
                                    size_t n) {
+    if (n > w->cfg->queue_max_bytes) {
+        netsrv__conn_reset(w, c, NETSRV_CLOSE_QUEUE_FULL);
+        return;
+    }
     netsrv__conn_append(w, c, data, n);
 }
 
@@ -3399,7 +3450,9 @@ static void netsrv__conn_restamp(netsrv__worker *w, uint64_t from_ms, uint64_t t
 
 static void netsrv__conn_drop_input(netsrv__worker *w, netsrv_conn *c) {
     if (c->input != NULL) {
-        netsrv__mem_free(w->cfg, c->input, sizeof *c->input + c->input->cap);
+        const size_t bytes = sizeof *c->input + c->input->cap;
+        netsrv__out_unreserve(w->srv, bytes);
+        netsrv__mem_free(w->cfg, c->input, bytes);
         c->input = NULL;
     }
 }
@@ -3408,6 +3461,7 @@ static void netsrv__conn_close_fd(netsrv_conn *c) {
     const struct linger now = {1, 0};
     if ((c->flags & NETSRV__RESET) != 0) {
         netsrv__sys_setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
+        netsrv__sys_disconnect(c->fd);
     } else if ((c->flags & (NETSRV__FIN_SENT | NETSRV__BROKEN)) == 0) {
         /* close alone sends no FIN while a child process holds a duplicate. */
         netsrv__sys_shutdown(c->fd, SHUT_RDWR);
@@ -3560,8 +3614,14 @@ static bool netsrv__conn_widen_input(netsrv__worker *w, netsrv_conn *c, size_t n
     netsrv__input *old = c->input;
     const size_t old_bytes = old != NULL ? sizeof *old + old->cap : 0;
     const size_t cap = netsrv__util_max(need, old != NULL ? old->cap * 2 : 256);
+    const size_t more = sizeof *old + cap - old_bytes;
+    if (!netsrv__out_reserve(w->srv, more)) {
+        netsrv__conn_reset(w, c, NETSRV_CLOSE_SERVER_FULL);
+        return false;
+    }
     netsrv__input *in = netsrv__mem_resize(w->cfg, old, old_bytes, sizeof *in + cap);
     if (in == NULL) {
+        netsrv__out_unreserve(w->srv, more);
         netsrv__conn_reset(w, c, NETSRV_CLOSE_NO_MEMORY);
         return false;
     }
@@ -3700,7 +3760,7 @@ static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
     c->flags ^= NETSRV__RECV_ON;
     const int error = wanted ? w->io->recv_start(w, c) : w->io->recv_stop(w, c);
     if (error != 0) {
-        netsrv__conn_fail(w, c, error);
+        netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error);
     }
 }
 
@@ -3863,7 +3923,7 @@ static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
         w->cfg->on_open(c);
         netsrv__conn_leave(w, c);
     }
-    if (w->own.phase >= NETSRV__LEAVING) {
+    if (w->own.phase >= NETSRV__LEAVING && c->state == NETSRV__OPEN) {
         c->flags |= NETSRV__STOPPING;
         netsrv__conn_limit(c, NETSRV__FRESH_MS);
     }
@@ -3872,7 +3932,7 @@ static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
         /* Paused by on_open: its end must be noticed all the same. */
         const int error = w->io->recv_stop(w, c);
         if (error != 0) {
-            netsrv__conn_fail(w, c, error);
+            netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error);
         }
     }
     return true;
@@ -4041,14 +4101,14 @@ static void netsrv__accept_rate_refund(netsrv__worker *w) {
 
 /* ---- pausing a listener ---- */
 
-/* Something became free: wakes whoever has a paused listener. */
-static void netsrv__accept_nudge(netsrv_server *srv) {
+/* Something became free: wakes whoever has a listener that waits for that. */
+static void netsrv__accept_nudge(netsrv_server *srv, unsigned waiting) {
     if (atomic_load(&srv->paused) == 0) {
         return;
     }
     for (unsigned i = 0; i < srv->group_count; i++) {
         netsrv__group *g = &srv->groups[i];
-        if (atomic_load(&g->paused) && !atomic_exchange(&g->nudged, true)) {
+        if ((atomic_load(&g->paused) & waiting) != 0 && !atomic_exchange(&g->nudged, true)) {
             netsrv__mailbox_wake_signal(&g->wake);
         }
     }
@@ -4057,29 +4117,33 @@ static void netsrv__accept_nudge(netsrv_server *srv) {
 static void netsrv__accept_release(netsrv_server *srv, uint32_t addr_slot) {
     netsrv__accept_release_address(srv, addr_slot);
     atomic_fetch_sub(&srv->live, 1);
-    netsrv__accept_nudge(srv);
+    netsrv__accept_nudge(srv, NETSRV__PAUSED_FULL | NETSRV__PAUSED_RESOURCE);
 }
 
-/* A place that was not used. Nothing has become free, except for those who paused because of it; to
- * nudge the others as well would have paused threads wake each other for ever. */
+/* A place that was not used. No descriptor has become free: to nudge those who wait for one would
+ * have paused threads wake each other for ever. */
 static void netsrv__accept_return(netsrv_server *srv) {
-    if (atomic_fetch_sub(&srv->live, 1) == srv->cfg.max_conns) {
-        netsrv__accept_nudge(srv);
-    }
+    atomic_fetch_sub(&srv->live, 1);
+    netsrv__accept_nudge(srv, NETSRV__PAUSED_FULL);
 }
 
-/* One line a second at most, however often it happens. */
-static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, int sys_errno,
-                                     const char *why) {
-    netsrv_server *srv = w->srv;
+/* True for one caller a second: what repeats is logged no more often. */
+static bool netsrv__accept_may_log(netsrv_server *srv) {
     const uint32_t now = (uint32_t)netsrv__sys_now_ms() | 1u;
     uint32_t last = atomic_load(&srv->logged_ms);
     if (last != 0 && now - last < 1000) {
-        return;
+        return false;
     }
-    if (atomic_compare_exchange_strong(&srv->logged_ms, &last, now)) {
+    return atomic_compare_exchange_strong(&srv->logged_ms, &last, now);
+}
+
+static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, int sys_errno,
+                                     unsigned waiting) {
+    const char *why = waiting == NETSRV__PAUSED_RATE ? "max_accepts_per_second is reached"
+                                                     : "max_conns is reached";
+    if (netsrv__accept_may_log(w->srv)) {
         netsrv__log_line(w->cfg, NETSRV_LOG_WARN, "accepting on %s pauses: %s%s",
-                         srv->listeners[gate].text, sys_errno != 0 ? strerror(sys_errno) : why,
+                         w->srv->listeners[gate].text, sys_errno != 0 ? strerror(sys_errno) : why,
                          netsrv__net_remedy(sys_errno));
     }
 }
@@ -4087,20 +4151,24 @@ static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, int sys_e
 /* Level-triggered listeners would spin, edge-triggered ones would be forgotten. Resumed by a nudge,
  * and after retry_ms where nobody may come to nudge (0: somebody will). */
 static void netsrv__accept_pause(netsrv__worker *w, unsigned gate, uint32_t retry_ms,
-                                 int sys_errno, const char *why) {
+                                 int sys_errno, unsigned waiting) {
     netsrv__group *g = w->group;
     pthread_mutex_lock(&g->lock);
-    if (g->gates[gate].state == NETSRV__GATE_ARMED) {
+    const bool armed = g->gates[gate].state == NETSRV__GATE_ARMED;
+    if (armed) {
         w->io->listen_stop(w, gate);
         g->gates[gate].state = NETSRV__GATE_PAUSED;
-        if (!atomic_exchange(&g->paused, true)) {
+        if (atomic_fetch_or(&g->paused, waiting) == 0) {
             atomic_fetch_add(&w->srv->paused, 1);
         }
     }
     pthread_mutex_unlock(&g->lock);
-    w->own.undrained &= ~(uint32_t)(1u << gate);
+    w->own.undrained &= ~(1u << gate);
+    if (!armed) {
+        return; /* another thread of the group did it, or the server stops */
+    }
     NETSRV__COUNT(w, pauses, 1);
-    netsrv__accept_log_pause(w, gate, sys_errno, why);
+    netsrv__accept_log_pause(w, gate, sys_errno, waiting);
     const uint64_t at = netsrv__sys_now_ms() + retry_ms;
     if (retry_ms != 0 && (w->own.retry_ms == 0 || at < w->own.retry_ms)) {
         w->own.retry_ms = at;
@@ -4113,7 +4181,7 @@ static bool netsrv__accept_full(const netsrv_server *srv) {
 }
 
 static void netsrv__accept_pause_full(netsrv__worker *w, unsigned gate) {
-    netsrv__accept_pause(w, gate, 0, 0, "max_conns is reached");
+    netsrv__accept_pause(w, gate, 0, 0, NETSRV__PAUSED_FULL);
     if (!netsrv__accept_full(w->srv)) {
         /* The last one left between the look and the pause, and nudged nobody. */
         w->own.retry_ms = netsrv__sys_now_ms();
@@ -4137,7 +4205,7 @@ static void netsrv__accept_resume(netsrv__worker *w) {
             all = false;
         }
     }
-    if (all && atomic_exchange(&g->paused, false)) {
+    if (all && atomic_exchange(&g->paused, 0) != 0) {
         atomic_fetch_sub(&w->srv->paused, 1);
     }
     pthread_mutex_unlock(&g->lock);
@@ -4147,7 +4215,7 @@ static void netsrv__accept_resume(netsrv__worker *w) {
 /* Once a turn. */
 static void netsrv__accept_check_paused(netsrv__worker *w) {
     netsrv__group *g = w->group;
-    if (!atomic_load_explicit(&g->paused, memory_order_relaxed)) {
+    if (atomic_load_explicit(&g->paused, memory_order_relaxed) == 0) {
         w->own.retry_ms = 0;
         return;
     }
@@ -4235,7 +4303,7 @@ static bool netsrv__accept_hand_over(netsrv__worker *w, netsrv__worker *to,
  * worker twice. A full mailbox: it stays here; an acceptor, which has no "here", overfills it. */
 static void netsrv__accept_place(netsrv__worker *w, const netsrv__arrival *a) {
     netsrv_server *srv = w->srv;
-    const bool stopping = atomic_load_explicit(&srv->stopping, memory_order_relaxed);
+    const bool stopping = atomic_load_explicit(&srv->stop_at, memory_order_relaxed) != 0;
     netsrv__worker *to = w;
     if (!stopping || !w->serves) {
         to = &srv->workers[srv->place->pick(srv, w, a)];
@@ -4292,13 +4360,18 @@ static netsrv__accept_end netsrv__accept_failed(netsrv__worker *w, unsigned gate
         return NETSRV__BATCH_DRAINED;
     case NETSRV__ACCEPT_RETRY:
         NETSRV__COUNT(w, accept_errors, 1);
-        return NETSRV__BATCH_LIMIT;
+        if (++w->own.accept_failures < NETSRV__ACCEPT_FAILURES) {
+            return NETSRV__BATCH_LIMIT;
+        }
+        w->own.accept_failures = 0;
+        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, sys_errno, NETSRV__PAUSED_RESOURCE);
+        return NETSRV__BATCH_PAUSED;
     case NETSRV__ACCEPT_RESOURCE:
-        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, sys_errno, NULL);
+        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, sys_errno, NETSRV__PAUSED_RESOURCE);
         return NETSRV__BATCH_PAUSED;
     case NETSRV__ACCEPT_BROKEN:
     default:
-        netsrv__accept_pause(w, gate, 10 * NETSRV__RETRY_MS, sys_errno, NULL);
+        netsrv__accept_pause(w, gate, 10 * NETSRV__RETRY_MS, sys_errno, NETSRV__PAUSED_RESOURCE);
         return NETSRV__BATCH_PAUSED;
     }
 }
@@ -4318,6 +4391,7 @@ static netsrv__accept_end netsrv__accept_one(netsrv__worker *w, unsigned gate, i
         return netsrv__accept_failed(w, gate, saved);
     }
     const netsrv__addr peer = netsrv__net_addr(&sa);
+    w->own.accept_failures = 0;
     if (!reserved && !netsrv__accept_reserve(w->srv)) {
         NETSRV__COUNT(w, accepted, 1);
         netsrv__accept_log_refused(w, &peer, "max_conns is reached");
@@ -4344,7 +4418,7 @@ static bool netsrv__accept_may(netsrv__worker *w, unsigned gate, bool *reserved)
     if (*reserved) {
         netsrv__accept_return(w->srv);
     }
-    netsrv__accept_pause(w, gate, wait_ms, 0, "max_accepts_per_second is reached");
+    netsrv__accept_pause(w, gate, wait_ms, 0, NETSRV__PAUSED_RATE);
     return false;
 }
 
@@ -4630,7 +4704,7 @@ static const netsrv__poller_ops netsrv__poll_poller = {
 
 /* ========================================================================== *
  *  [ready] Turns readiness into results, once for every poller
- *  uses:   log mem util sys timer mailbox conn accept
+ *  uses:   log mem util sys out timer mailbox conn accept
  *  thread: owner; give = any
  * ========================================================================== */
 
@@ -4705,7 +4779,7 @@ static void netsrv__ready_listen_stop(netsrv__worker *w, unsigned gate) {
 /* A listener that cannot be armed again is paused, and tried again from there. */
 static void netsrv__ready_gate_lost(netsrv__worker *w, unsigned gate, int error) {
     if (error != 0) {
-        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, error, NULL);
+        netsrv__accept_pause(w, gate, NETSRV__RETRY_MS, error, NETSRV__PAUSED_RESOURCE);
     }
 }
 
@@ -4795,16 +4869,20 @@ static void netsrv__ready_detach(netsrv__worker *w, netsrv_conn *c) {
 /* ---- output ---- */
 
 static bool netsrv__ready_would_block(int sys_errno) {
-    return sys_errno == EAGAIN || sys_errno == EWOULDBLOCK || sys_errno == EINTR ||
-           sys_errno == ENOBUFS;
+    return sys_errno == EAGAIN || sys_errno == EWOULDBLOCK || sys_errno == EINTR;
+}
+
+/* Brings the poller to what is wanted; where it cannot, the connection ends. */
+static void netsrv__ready_watch(netsrv__worker *w, netsrv_conn *c) {
+    const int error = netsrv__ready_update(w, c);
+    if (error != 0) {
+        netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error);
+    }
 }
 
 static void netsrv__ready_block(netsrv__worker *w, netsrv_conn *c) {
     netsrv__conn_on_blocked(w, c);
-    const int error = netsrv__ready_update(w, c);
-    if (error != 0) {
-        netsrv__conn_on_sent(w, c, 0, error);
-    }
+    netsrv__ready_watch(w, c);
 }
 
 NETSRV__COLD
@@ -4861,10 +4939,7 @@ static void netsrv__ready_send(netsrv__worker *w, netsrv_conn *c) {
         }
     }
     if (c->out.bytes == 0 && c->state < NETSRV__CLOSING) {
-        const int error = netsrv__ready_update(w, c);
-        if (error != 0) {
-            netsrv__conn_on_sent(w, c, 0, error);
-        }
+        netsrv__ready_watch(w, c);
     }
 }
 
@@ -4975,7 +5050,7 @@ static void netsrv__ready_arrival(netsrv__worker *w, netsrv__arrival *arrival) {
 /* At a stop, every member of a group must see its wake-up: it stays. */
 static void netsrv__ready_wake(netsrv__worker *w) {
     NETSRV__COUNT(w, wakes, 1);
-    if (w->group->members == 1 || !atomic_load(&w->srv->stopping)) {
+    if (w->group->members == 1 || atomic_load(&w->srv->stop_at) == 0) {
         netsrv__mailbox_wake_drain(&w->group->wake);
     }
 }
@@ -5011,11 +5086,14 @@ static NETSRV__HOT void netsrv__ready_dispatch(netsrv__worker *w, netsrv__event 
 
 /* A poller that cannot wait any more must not make the thread spin. */
 static void netsrv__ready_wait_failed(netsrv__worker *w, int sys_errno) {
-    if (sys_errno != EINTR && sys_errno != EAGAIN) {
+    if (sys_errno == EINTR || sys_errno == EAGAIN) {
+        return;
+    }
+    if (netsrv__accept_may_log(w->srv)) {
         netsrv__log_line(w->cfg, NETSRV_LOG_ERROR, "worker %u cannot wait for events: %s", w->index,
                          strerror(sys_errno));
-        netsrv__sys_nap();
     }
+    netsrv__sys_nap();
 }
 
 static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
@@ -5088,7 +5166,7 @@ static const netsrv__io_ops *netsrv__backend_find(netsrv_backend backend) {
 
 /* ========================================================================== *
  *  [place] Which worker gets a connection
- *  uses:   sys util
+ *  uses:   util
  *  thread: any accepting one
  * ========================================================================== */
 
@@ -5318,8 +5396,8 @@ static void netsrv__worker_end_turn(netsrv__worker *w) {
 
 static bool netsrv__worker_time_over(const netsrv__worker *w) {
     const netsrv_server *srv = w->srv;
-    return atomic_load(&srv->stop_timed) &&
-           (int32_t)((uint32_t)w->own.now_ms - atomic_load(&srv->stop_at)) >= 0;
+    const uint32_t at = atomic_load(&srv->stop_at);
+    return at != 0 && (int32_t)((uint32_t)w->own.now_ms - at) >= 0;
 }
 
 static void netsrv__worker_close_listeners(netsrv_server *srv) {
@@ -5350,7 +5428,7 @@ static void netsrv__worker_quiesce(netsrv__worker *w) {
         }
         g->gates[i].state = NETSRV__GATE_OFF;
     }
-    if (atomic_exchange(&g->paused, false)) {
+    if (atomic_exchange(&g->paused, 0) != 0) {
         atomic_fetch_sub(&w->srv->paused, 1);
     }
     pthread_mutex_unlock(&g->lock);
@@ -5366,8 +5444,8 @@ static void netsrv__worker_quiesce(netsrv__worker *w) {
     }
 }
 
-/* Input that was there before the stop has been read: at least one batch since the sweep, and the
- * last one was not full. */
+/* Input that was there before the stop has been read: at least one batch since, and the last one
+ * was not full. */
 static bool netsrv__worker_input_seen(netsrv__worker *w) {
     const bool first = w->own.stop_turns++ == 0;
     const bool full = w->own.event_count >= (int)w->cfg->events_per_wait;
@@ -5406,13 +5484,13 @@ static void netsrv__worker_force(netsrv__worker *w) {
 /* Nothing here, nothing on the way, and from now on nothing will be sent here. */
 static bool netsrv__worker_finished(netsrv__worker *w) {
     return atomic_load(&w->srv->swept) && atomic_load(&w->load) == 0 &&
-           w->own.slab.live == 0 && netsrv__mailbox_close(&w->mailbox);
+           w->own.slab.live == 0 && netsrv__mailbox_shut(&w->mailbox);
 }
 
 /* False when the thread has nothing left to do. */
 static bool netsrv__worker_step_phase(netsrv__worker *w) {
     netsrv_server *srv = w->srv;
-    if (NETSRV__LIKELY(!atomic_load_explicit(&srv->stopping, memory_order_acquire))) {
+    if (NETSRV__LIKELY(atomic_load_explicit(&srv->stop_at, memory_order_acquire) == 0)) {
         return true;
     }
     if (w->own.phase == NETSRV__RUNNING) {
@@ -5421,8 +5499,7 @@ static bool netsrv__worker_step_phase(netsrv__worker *w) {
     if (!w->serves) {
         return false;
     }
-    if (w->own.phase == NETSRV__QUIET && atomic_load(&srv->swept) &&
-        netsrv__worker_input_seen(w)) {
+    if (w->own.phase == NETSRV__QUIET && netsrv__worker_input_seen(w)) {
         netsrv__worker_leave(w);
     }
     if (w->own.phase < NETSRV__FORCED && netsrv__worker_time_over(w)) {
@@ -5443,17 +5520,17 @@ static int netsrv__worker_until(const netsrv__worker *w, uint64_t at_ms) {
 
 static uint64_t netsrv__worker_stop_deadline(const netsrv__worker *w) {
     const netsrv_server *srv = w->srv;
-    if (w->own.phase == NETSRV__RUNNING || w->own.phase == NETSRV__FORCED ||
-        !atomic_load(&srv->stop_timed)) {
+    const uint32_t stop_at = atomic_load(&srv->stop_at);
+    if (w->own.phase == NETSRV__RUNNING || w->own.phase == NETSRV__FORCED || stop_at == 0) {
         return UINT64_MAX;
     }
-    const int32_t left = (int32_t)(atomic_load(&srv->stop_at) - (uint32_t)w->own.now_ms);
+    const int32_t left = (int32_t)(stop_at - (uint32_t)w->own.now_ms);
     return w->own.now_ms + (uint64_t)(left > 0 ? left : 0);
 }
 
 /* How long the turn may sleep: not at all with work left over, for ever without timers. */
 static int netsrv__worker_sleep_ms(netsrv__worker *w) {
-    if (w->own.dirty != NULL || (w->own.phase == NETSRV__QUIET && w->own.stop_turns != 0)) {
+    if (w->own.dirty != NULL || w->own.phase == NETSRV__QUIET) {
         return 0;
     }
     uint64_t at = netsrv__timer_next(&w->own.wheel);
@@ -5487,6 +5564,9 @@ static int netsrv__worker_open(netsrv__worker *w) {
     w->own.random = w->srv->seed[0] ^ ((uint64_t)(w->index + 1) * UINT64_C(0x9e3779b97f4a7c15));
     w->own.random += w->own.random == 0 ? 1 : 0;
     netsrv__timer_init(&w->own.wheel, w->own.now_ms);
+    if (!w->serves) {
+        return w->io->open(w);
+    }
     w->own.recv_bytes = w->cfg->recv_buffer_bytes;
     w->own.recv_room = netsrv__util_min(w->own.recv_bytes, w->cfg->bytes_per_turn);
     w->own.recv_buffer = netsrv__mem_alloc(w->cfg, w->own.recv_bytes);
@@ -5539,7 +5619,8 @@ static void netsrv__worker_report_ready(netsrv__worker *w, int error) {
     pthread_mutex_lock(&srv->lock);
     srv->ready++;
     if (error != 0 && srv->start_error.result == NETSRV_OK) {
-        netsrv__log_error(&srv->start_error, NETSRV_SYSTEM, error,
+        netsrv__log_error(&srv->start_error,
+                          error == ENOMEM ? NETSRV_NO_MEMORY : NETSRV_SYSTEM, error,
                           "cannot start worker %u on %s: %s", w->index, w->io->name,
                           strerror(error));
     }
@@ -5595,7 +5676,7 @@ static void *netsrv__worker_main(void *arg) {
 
 /* ========================================================================== *
  *  [server] Making and undoing everything that a server is; start, stop, join
- *  uses:   log mem util sys net mailbox place worker
+ *  uses:   log mem sys net mailbox worker
  *  thread: the program's; stop = any, also a signal handler
  * ========================================================================== */
 
@@ -5606,10 +5687,13 @@ static unsigned netsrv__server_sockets(const netsrv_server *srv) {
 static netsrv_result netsrv__server_parse(netsrv_server *srv, netsrv_error *error) {
     for (unsigned i = 0; i < NETSRV_LISTEN_MAX && srv->cfg.listen[i] != NULL; i++) {
         netsrv__listener *ln = &srv->listeners[i];
+        errno = 0;
         const char *wrong = netsrv__net_parse(ln, srv->cfg.listen[i]);
         if (wrong != NULL) {
-            return netsrv__log_error(error, NETSRV_BAD_ADDRESS, 0, "listen: \"%.120s\": %s",
-                                     srv->cfg.listen[i], wrong);
+            const int failed = errno;
+            const bool ours = failed == 0 || failed == EBADF || failed == ENOTSOCK;
+            return netsrv__log_error(error, ours ? NETSRV_BAD_ADDRESS : NETSRV_SYSTEM, failed,
+                                     "listen: \"%.120s\": %s", srv->cfg.listen[i], wrong);
         }
         snprintf(ln->spec, sizeof ln->spec, "%s", srv->cfg.listen[i]);
         srv->cfg.listen[i] = ln->spec;
@@ -5798,7 +5882,7 @@ static void netsrv__server_set_gates(netsrv_server *srv) {
             g->gates[k].fd = srv->listeners[k].fds[each ? i : 0];
             g->gates[k].interest = netsrv__server_interest(&srv->cfg);
         }
-        atomic_store(&g->paused, false);
+        atomic_store(&g->paused, 0);
         atomic_store(&g->nudged, false);
     }
 }
@@ -5823,8 +5907,7 @@ static void netsrv__server_join(netsrv_server *srv) {
     for (unsigned i = 0; i < srv->group_count; i++) {
         netsrv__mailbox_wake_drain(&srv->groups[i].wake); /* later ones are for the next start */
     }
-    atomic_store(&srv->stop_timed, false);
-    atomic_store(&srv->stopping, false);
+    atomic_store(&srv->stop_at, 0);
 }
 
 static void netsrv__server_say(netsrv_server *srv, netsrv__step step) {
@@ -5867,15 +5950,14 @@ static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_er
 /* The deadline is the earliest that anybody asked for. */
 static void netsrv__server_stop(netsrv_server *srv, uint32_t grace_ms) {
     const uint32_t longest = (uint32_t)INT32_MAX;
-    const uint32_t at = (uint32_t)netsrv__sys_now_ms() + (grace_ms < longest ? grace_ms : longest);
+    const uint32_t now = (uint32_t)netsrv__sys_now_ms();
+    const uint32_t at = (now + (grace_ms < longest ? grace_ms : longest)) | 1u;
     uint32_t set = atomic_load(&srv->stop_at);
-    while (!atomic_load(&srv->stop_timed) || (int32_t)(at - set) < 0) {
+    while (set == 0 || (int32_t)(at - set) < 0) {
         if (atomic_compare_exchange_weak(&srv->stop_at, &set, at)) {
             break;
         }
     }
-    atomic_store(&srv->stop_timed, true);
-    atomic_store(&srv->stopping, true);
     for (unsigned i = 0; i < srv->group_count; i++) {
         netsrv__mailbox_wake_signal(&srv->groups[i].wake);
     }
@@ -5914,9 +5996,7 @@ static netsrv_result netsrv__server_start(netsrv_server *srv, netsrv_error *erro
         return netsrv__log_error(error, NETSRV_BAD_STATE, 0,
                                  "the server is running already; wait for its end first");
     }
-    if (atomic_load(&srv->stopping)) {
-        atomic_store(&srv->stop_timed, false);
-        atomic_store(&srv->stopping, false);
+    if (atomic_exchange(&srv->stop_at, 0) != 0) {
         return netsrv__log_error(error, NETSRV_STOPPED, 0,
                                  "the server was stopped before its start");
     }
@@ -6046,7 +6126,7 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
     const struct {
         const char *field;
         uint32_t value;
-        uint32_t max; /* NETSRV_OFF included where it may be off */
+        uint32_t max;
     } numbers[] = {
         {"workers", c->workers, NETSRV_WORKERS_MAX},
         {"acceptors", c->acceptors, NETSRV_ACCEPTORS_MAX},
@@ -6061,6 +6141,9 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
         {"mailbox_max_count", c->mailbox_max_count, 1u << 24},
         {"linger_max_bytes", c->linger_max_bytes, 1u << 30},
         {"backlog_count", c->backlog_count, INT_MAX},
+        {"keepalive_s", c->keepalive_s == NETSRV_OFF ? 0 : c->keepalive_s, 32767},
+        {"defer_accept_s", c->defer_accept_s == NETSRV_OFF ? 0 : c->defer_accept_s, 32767},
+        {"fast_open_count", c->fast_open_count == NETSRV_OFF ? 0 : c->fast_open_count, INT_MAX},
         {"events_per_wait", c->events_per_wait, 4096},
         {"accepts_per_turn", c->accepts_per_turn, 1u << 20},
         {"recv_buffer_bytes", c->recv_buffer_bytes, 16u << 20},
@@ -6397,7 +6480,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 /* ========================================================================== *
  *  [public] The functions of the declarations: check, then hand down
- *  uses:   log mem util sys net out mailbox conn accept server defaults
+ *  uses:   log mem sys net out mailbox conn server defaults
  *  thread: as declared
  * ========================================================================== */
 
@@ -6536,7 +6619,7 @@ NETSRV_API void *netsrv_user(const netsrv_server *s) {
 }
 
 NETSRV_API bool netsrv_stopping(const netsrv_server *s) {
-    return atomic_load(&s->stopping);
+    return atomic_load(&s->stop_at) != 0;
 }
 
 /* ---- numbers ---- */
@@ -6736,7 +6819,7 @@ static netsrv_result netsrv__public_end(netsrv_server *s, netsrv_id id, netsrv__
         return netsrv__public_post(s, id, kind, NULL);
     }
     netsrv_conn *c = netsrv__conn_of_id(w, id);
-    if (c == NULL) {
+    if (c == NULL || c->state >= NETSRV__CLOSING) {
         return NETSRV_GONE;
     }
     if (kind == NETSRV__MSG_CLOSE) {

@@ -281,7 +281,7 @@ static void mailbox_order(void) {
         }
         CHECK_EQ(taken, posted);
     }
-    CHECK(netsrv__mailbox_close(&w->mailbox));
+    CHECK(netsrv__mailbox_shut(&w->mailbox));
     netsrv__msg msg;
     memset(&msg, 0, sizeof msg);
     CHECK_EQ(netsrv__mailbox_post(w, &msg, true), NETSRV_STOPPED);
@@ -302,10 +302,10 @@ static void mailbox_limits(void) {
     seam_fail_next("alloc", ENOMEM, SEAM_FOREVER);
     CHECK_EQ(netsrv__mailbox_post(w, &msg, true), NETSRV_NO_MEMORY);
     seam_fail_stop();
-    CHECK(!netsrv__mailbox_close(&w->mailbox));
+    CHECK(!netsrv__mailbox_shut(&w->mailbox));
     CHECK_EQ(netsrv__mailbox_take(&w->mailbox, &msgs), s->cfg.mailbox_max_count);
     CHECK_EQ(netsrv__mailbox_take(&w->mailbox, &msgs), 0);
-    CHECK(netsrv__mailbox_close(&w->mailbox));
+    CHECK(netsrv__mailbox_shut(&w->mailbox));
     netsrv_destroy(s);
     seam_reset(0);
 }
