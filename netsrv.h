@@ -1010,6 +1010,7 @@ typedef struct netsrv__addr {
 
 /* A connection between accept and open: by value in a mailbox, by pointer in a poller. */
 typedef struct netsrv__arrival {
+    netsrv__link link; /* given directly: on the other worker's list until it is there */
     int fd;
     unsigned listener;
     uint32_t addr_slot; /* place in the table of addresses, or NETSRV__NO_SLOT */
@@ -1155,6 +1156,7 @@ typedef struct netsrv__mailbox {
     size_t count;
     size_t cap;
     bool open;
+    netsrv__link given;    /* arrivals that are in the owner's poller */
     atomic_bool waiting;   /* count != 0; a hint without the lock */
     netsrv__msg *draining; /* owner */
     size_t draining_cap;
@@ -1233,6 +1235,7 @@ typedef struct netsrv__io_ops {
     void (*detach)(netsrv__worker *w, netsrv_conn *c); /* ends in one netsrv__conn_on_detached */
     /* Registers an arrival in another worker's poller and forgets it; NULL where it cannot. */
     int (*give)(netsrv__worker *to, netsrv__arrival *arrival);
+    void (*forget)(netsrv__worker *w, int fd); /* a given one that is not wanted any more */
     void (*wait)(netsrv__worker *w, int timeout_ms); /* one batch of results */
 } netsrv__io_ops;
 
@@ -2890,7 +2893,7 @@ static void netsrv__timer_woke(netsrv__worker *w) {
 
 /* ========================================================================== *
  *  [mailbox] Messages from any thread to one worker, and how it is woken
- *  uses:   mem sys
+ *  uses:   mem util sys
  *  thread: post, wake_signal = any; the rest = owner
  * ========================================================================== */
 
@@ -3003,6 +3006,32 @@ static size_t netsrv__mailbox_take(netsrv__mailbox *box, netsrv__msg **msgs) {
     pthread_mutex_unlock(&box->lock);
     *msgs = box->draining;
     return count;
+}
+
+/* What is on its way through the owner's poller, so that a stop can find it without the poller. */
+static void netsrv__mailbox_note_given(netsrv__mailbox *box, netsrv__arrival *arrival) {
+    pthread_mutex_lock(&box->lock);
+    netsrv__util_list_append(&box->given, &arrival->link);
+    pthread_mutex_unlock(&box->lock);
+}
+
+static void netsrv__mailbox_drop_given(netsrv__mailbox *box, netsrv__arrival *arrival) {
+    pthread_mutex_lock(&box->lock);
+    netsrv__util_list_remove(&arrival->link);
+    pthread_mutex_unlock(&box->lock);
+}
+
+/* NULL when there is none. */
+static netsrv__arrival *netsrv__mailbox_take_given(netsrv__mailbox *box) {
+    netsrv__arrival *arrival = NULL;
+    pthread_mutex_lock(&box->lock);
+    if (box->given.next != &box->given) {
+        arrival = (netsrv__arrival *)(void *)((char *)box->given.next -
+                                              offsetof(netsrv__arrival, link));
+        netsrv__util_list_remove(&arrival->link);
+    }
+    pthread_mutex_unlock(&box->lock);
+    return arrival;
 }
 
 /* Refuses later posts; true if nothing is inside. What is, is still to be taken. */
@@ -4280,7 +4309,9 @@ static bool netsrv__accept_give(netsrv__worker *w, netsrv__worker *to, const net
     }
     *copy = *a;
     copy->registered = true;
+    netsrv__mailbox_note_given(&to->mailbox, copy);
     if (w->io->give(to, copy) != 0) {
+        netsrv__mailbox_drop_given(&to->mailbox, copy);
         netsrv__mem_free(w->cfg, copy, sizeof *copy);
         return false;
     }
@@ -4457,6 +4488,17 @@ static void netsrv__accept_sweep(netsrv__worker *w) {
 }
 
 /* ---- on the other worker ---- */
+
+/* When the time of a stop is over: arrivals that its poller has not reported are not waited for. */
+static void netsrv__accept_drop_given(netsrv__worker *w) {
+    netsrv__arrival *a;
+    while ((a = netsrv__mailbox_take_given(&w->mailbox)) != NULL) {
+        netsrv__accept_log_refused(w, &a->peer, "the server stops");
+        w->io->forget(w, a->fd);
+        netsrv__accept_drop(w, a);
+        netsrv__mem_free(w->cfg, a, sizeof *a);
+    }
+}
 
 static void netsrv__accept_on_message(netsrv__worker *w, const netsrv__arrival *a) {
     NETSRV__COUNT(w, received, 1);
@@ -5037,12 +5079,17 @@ static int netsrv__ready_give(netsrv__worker *to, netsrv__arrival *arrival) {
                                NETSRV__KEEP | NETSRV__IN | NETSRV__OUT | NETSRV__ONESHOT);
 }
 
+static void netsrv__ready_forget(netsrv__worker *w, int fd) {
+    w->io->poller->set(w->group, fd, 0, NETSRV__KEEP, 0);
+}
+
 static void netsrv__ready_arrival(netsrv__worker *w, netsrv__arrival *arrival) {
+    netsrv__mailbox_drop_given(&w->mailbox, arrival); /* first: its neighbours write to its link */
     const netsrv__arrival a = *arrival;
     netsrv__mem_free(w->cfg, arrival, sizeof *arrival);
     NETSRV__COUNT(w, received, 1);
     if (!netsrv__accept_open(w, &a)) {
-        w->io->poller->set(w->group, a.fd, 0, NETSRV__KEEP, 0);
+        netsrv__ready_forget(w, a.fd);
         netsrv__accept_drop(w, &a);
     }
 }
@@ -5139,6 +5186,7 @@ static const netsrv__io_ops netsrv__backend_list[] = {
         .poller = &netsrv__epoll_poller,
         .probe = netsrv__epoll_probe,
         .give = netsrv__ready_give,
+        .forget = netsrv__ready_forget,
         NETSRV__READY_OPS,
     },
 #endif
@@ -5148,7 +5196,6 @@ static const netsrv__io_ops netsrv__backend_list[] = {
         .can = 0,
         .poller = &netsrv__poll_poller,
         .probe = netsrv__poll_probe,
-        .give = NULL,
         NETSRV__READY_OPS,
     },
 };
@@ -5505,6 +5552,9 @@ static bool netsrv__worker_step_phase(netsrv__worker *w) {
     if (w->own.phase < NETSRV__FORCED && netsrv__worker_time_over(w)) {
         netsrv__worker_force(w);
     }
+    if (w->own.phase == NETSRV__FORCED) {
+        netsrv__accept_drop_given(w);
+    }
     return !netsrv__worker_finished(w);
 }
 
@@ -5676,7 +5726,7 @@ static void *netsrv__worker_main(void *arg) {
 
 /* ========================================================================== *
  *  [server] Making and undoing everything that a server is; start, stop, join
- *  uses:   log mem sys net mailbox worker
+ *  uses:   log mem util sys net mailbox worker
  *  thread: the program's; stop = any, also a signal handler
  * ========================================================================== */
 
@@ -5777,6 +5827,7 @@ static netsrv_result netsrv__server_init_worker(netsrv_server *srv, unsigned i,
     if (pthread_mutex_init(&w->mailbox.lock, NULL) != 0) {
         return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
     }
+    netsrv__util_list_init(&w->mailbox.given);
     srv->boxes_made++;
     return NETSRV_OK;
 }
