@@ -3008,11 +3008,17 @@ static size_t netsrv__mailbox_take(netsrv__mailbox *box, netsrv__msg **msgs) {
     return count;
 }
 
-/* What is on its way through the owner's poller, so that a stop can find it without the poller. */
-static void netsrv__mailbox_note_given(netsrv__mailbox *box, netsrv__arrival *arrival) {
-    pthread_mutex_lock(&box->lock);
-    netsrv__util_list_append(&box->given, &arrival->link);
-    pthread_mutex_unlock(&box->lock);
+/* Registers an arrival in the owner's poller and notes it, so that a stop can find it without the
+ * poller. Both under the lock: the owner finds it registered, or not at all. */
+static int netsrv__mailbox_give(netsrv__worker *to, netsrv__arrival *arrival) {
+    pthread_mutex_lock(&to->mailbox.lock);
+    netsrv__util_list_append(&to->mailbox.given, &arrival->link);
+    const int error = to->io->give(to, arrival);
+    if (error != 0) {
+        netsrv__util_list_remove(&arrival->link);
+    }
+    pthread_mutex_unlock(&to->mailbox.lock);
+    return error;
 }
 
 static void netsrv__mailbox_drop_given(netsrv__mailbox *box, netsrv__arrival *arrival) {
@@ -4309,9 +4315,7 @@ static bool netsrv__accept_give(netsrv__worker *w, netsrv__worker *to, const net
     }
     *copy = *a;
     copy->registered = true;
-    netsrv__mailbox_note_given(&to->mailbox, copy);
-    if (w->io->give(to, copy) != 0) {
-        netsrv__mailbox_drop_given(&to->mailbox, copy);
+    if (netsrv__mailbox_give(to, copy) != 0) {
         netsrv__mem_free(w->cfg, copy, sizeof *copy);
         return false;
     }

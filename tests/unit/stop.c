@@ -322,7 +322,8 @@ static void one_cycle(netsrv_backend b, unsigned i) {
     cfg.linger_timeout_ms = 50;
     netsrv_server *s = rig_start(&cfg);
     atomic_store(&load_port, netsrv_get_port(s, 0));
-    for (unsigned long spin = seam_draw(2000); spin > 0; spin--) {
+    const uint64_t until = check_now_ms() + seam_draw(8);
+    while (check_now_ms() < until) {
         sched_yield();
     }
     atomic_store(&load_port, 0);
