@@ -1842,7 +1842,7 @@ static int netsrv__sys_epoll_create(void) {
 }
 
 static int netsrv__sys_epoll_ctl(int ep, int op, int fd, struct epoll_event *event) {
-    NETSRV__FAIL_POINT("epoll_ctl", -1);
+    NETSRV__FAIL_POINT(op == EPOLL_CTL_DEL ? "epoll_ctl_del" : "epoll_ctl", -1);
     return epoll_ctl(ep, op, fd, event);
 }
 

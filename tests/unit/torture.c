@@ -72,6 +72,7 @@ static const kind kinds[] = {
       { ECONNRESET, EPIPE, ENOBUFS, ENOMEM, ETIMEDOUT, EHOSTUNREACH, EACCES, EALREADY, EBADF,
         EDESTADDRREQ, EFAULT, EINVAL, EISCONN, EMSGSIZE, ENOTCONN, ENOTSOCK, EOPNOTSUPP } },
     { "epoll_ctl", 0, { ENOMEM, ENOSPC, EBADF, EEXIST, EINVAL, ELOOP, ENOENT, EPERM } },
+    { "epoll_ctl_del", ONCE, { EBADF, EINVAL, ENOENT, EPERM } },
     { "epoll_wait", FREE | STARTS | REPEAT, { EINTR } },
     { "epoll_wait", FATAL, { EBADF, EFAULT, EINVAL } },
     { "poll", FREE | STARTS | REPEAT, { EINTR } },
