@@ -121,13 +121,16 @@ static inline int seam_planned(const char *name, unsigned long overall, unsigned
         const bool hit = only == NULL ? overall == wanted : this_name && nth == wanted;
         return hit ? seam_fire(name) : 0;
     }
-    if (strcmp(fired, name) != 0 || SEAM_GET(plan_left) == 0) {
+    if (strcmp(fired, name) != 0) {
         return 0;
     }
-    if (SEAM_GET(plan_left) > 0 && SEAM_ADD(plan_left, -1) <= 0) {
-        return 0;
+    /* Never below 0 by two threads at once: that would mean for ever. */
+    long left = SEAM_GET(plan_left);
+    while (left > 0 && !atomic_compare_exchange_weak_explicit(
+                           &seam.plan_left, &left, left - 1, memory_order_relaxed,
+                           memory_order_relaxed)) {
     }
-    return seam_fire(name);
+    return left != 0 ? seam_fire(name) : 0;
 }
 
 static inline int seam_fault(const char *name) {

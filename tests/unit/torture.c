@@ -1436,10 +1436,10 @@ static bool read_known_option(const char *arg) {
 /* Before those of the command line, which thus win. */
 static bool read_environment(void) {
     const char *text = getenv("TORTURE");
-    char *copy = text != NULL ? strdup(text) : NULL; /* options point into it */
+    static char copy[512]; /* options point into it */
     char *rest = NULL;
-    for (char *word = copy != NULL ? strtok_r(copy, " ", &rest) : NULL; word != NULL;
-         word = strtok_r(NULL, " ", &rest)) {
+    snprintf(copy, sizeof copy, "%s", text != NULL ? text : "");
+    for (char *word = strtok_r(copy, " ", &rest); word != NULL; word = strtok_r(NULL, " ", &rest)) {
         if (!read_known_option(word)) {
             return false;
         }
