@@ -4695,6 +4695,9 @@ static int netsrv__poll_add(netsrv__pollset *p, int fd, uint64_t token, unsigned
 
 static void netsrv__poll_remove(netsrv__pollset *p, int fd) {
     const int hole = p->where[fd];
+    if (hole < 0) {
+        return;
+    }
     const int last = --p->count;
     p->where[fd] = -1;
     if (hole != last) {
@@ -4856,7 +4859,23 @@ static void netsrv__ready_rotate(netsrv__worker *w, unsigned gate) {
     netsrv__ready_gate_lost(w, gate, netsrv__ready_listen_start(w, gate));
 }
 
+/* An event of a listener that is not armed: another thread of the group has just paused it, or the
+ * poller did not let go of it. In that case it would be reported for ever: once more. */
+static bool netsrv__ready_gate_armed(netsrv__worker *w, unsigned gate) {
+    netsrv__group *g = w->group;
+    pthread_mutex_lock(&g->lock);
+    const bool armed = g->gates[gate].state == NETSRV__GATE_ARMED;
+    if (!armed) {
+        netsrv__ready_listen_stop(w, gate);
+    }
+    pthread_mutex_unlock(&g->lock);
+    return armed;
+}
+
 static void netsrv__ready_listener(netsrv__worker *w, unsigned gate) {
+    if (!netsrv__ready_gate_armed(w, gate)) {
+        return;
+    }
     const unsigned interest = w->group->gates[gate].interest;
     const uint64_t before = atomic_load_explicit(&w->count.accepted, memory_order_relaxed);
     w->own.undrained &= ~(uint32_t)(1u << gate);
