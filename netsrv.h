@@ -4873,6 +4873,7 @@ static bool netsrv__ready_gate_armed(netsrv__worker *w, unsigned gate) {
 }
 
 static void netsrv__ready_listener(netsrv__worker *w, unsigned gate) {
+    w->own.undrained &= ~(1u << gate);
     if (!netsrv__ready_gate_armed(w, gate)) {
         return;
     }
