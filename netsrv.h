@@ -4879,7 +4879,6 @@ static void netsrv__ready_listener(netsrv__worker *w, unsigned gate) {
     }
     const unsigned interest = w->group->gates[gate].interest;
     const uint64_t before = atomic_load_explicit(&w->count.accepted, memory_order_relaxed);
-    w->own.undrained &= ~(uint32_t)(1u << gate);
     const netsrv__accept_end end = netsrv__accept_batch(w, gate);
     const uint64_t after = atomic_load_explicit(&w->count.accepted, memory_order_relaxed);
     if (end == NETSRV__BATCH_DRAINED && before == after) {
