@@ -247,7 +247,7 @@ static inline int check_count_threads(void) {
 #define CHECK_ALLOC_MAGIC 0x6e65747372766d65u
 
 typedef struct check_block {
-    uint64_t magic;
+    _Alignas(16) uint64_t magic; /* what follows is aligned as malloc aligns it */
     size_t bytes;
 } check_block;
 
