@@ -549,8 +549,8 @@ typedef struct netsrv_config {
     uint32_t recv_buffer_bytes;       /* one buffer a worker, 4096 to 16 MiB; default 64 KiB */
 
     /* Memory. alloc(user, NULL, 0, n) allocates, alloc(user, p, old, n) resizes, and
-     * alloc(user, p, old, 0) frees. Aligned as malloc's. Any thread, several at once. Default: the C
-     * library's. */
+     * alloc(user, p, old, 0) frees. Aligned as malloc's. Any thread, several at once.
+     * Default: the C library's. */
     void *(*alloc)(void *user, void *ptr, size_t old_bytes, size_t new_bytes);
 } netsrv_config;
 
