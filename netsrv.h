@@ -1327,7 +1327,7 @@ struct netsrv__worker {
         netsrv__slab slab;
         netsrv__event *events;
         void *raw_events;
-        int event_count;
+        int event_count; /* of the last wait; -1 = it was interrupted */
         uint32_t undrained; /* edge-triggered gates that were left before EAGAIN, a bit each */
         netsrv_conn *dirty;
         netsrv_conn *dead;
@@ -5158,8 +5158,10 @@ static NETSRV__HOT void netsrv__ready_dispatch(netsrv__worker *w, netsrv__event 
 /* A poller that cannot wait any more must not make the thread spin. */
 static void netsrv__ready_wait_failed(netsrv__worker *w, int sys_errno) {
     if (sys_errno == EINTR || sys_errno == EAGAIN) {
+        w->own.event_count = -1;
         return;
     }
+    w->own.event_count = 0;
     if (netsrv__accept_may_log(w->srv)) {
         netsrv__log_line(w->cfg, NETSRV_LOG_ERROR, "worker %u cannot wait for events: %s", w->index,
                          strerror(sys_errno));
@@ -5169,14 +5171,14 @@ static void netsrv__ready_wait_failed(netsrv__worker *w, int sys_errno) {
 
 static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
     const uint32_t undrained = w->own.undrained;
-    int n = w->io->poller->wait(w, undrained != 0 ? 0 : timeout_ms);
+    const int n = w->io->poller->wait(w, undrained != 0 ? 0 : timeout_ms);
     const int saved = errno;
     netsrv__timer_woke(w);
     if (n < 0) {
         netsrv__ready_wait_failed(w, saved);
-        n = 0;
+    } else {
+        w->own.event_count = (int)NETSRV_SEAM_EVENTS(w->own.events, (size_t)n, sizeof *w->own.events);
     }
-    w->own.event_count = (int)NETSRV_SEAM_EVENTS(w->own.events, (size_t)n, sizeof *w->own.events);
     for (int i = 0; i < w->own.event_count; i++) {
         netsrv__ready_dispatch(w, w->own.events[i]);
     }
@@ -5518,6 +5520,9 @@ static void netsrv__worker_quiesce(netsrv__worker *w) {
 /* Input that was there before the stop has been read: at least one batch since, and the last one
  * was not full. */
 static bool netsrv__worker_input_seen(netsrv__worker *w) {
+    if (w->own.event_count < 0) {
+        return false;
+    }
     const bool first = w->own.stop_turns++ == 0;
     const bool full = w->own.event_count >= (int)w->cfg->events_per_wait;
     return !first && (!full || w->own.stop_turns > NETSRV__STOP_TURNS);

@@ -40,6 +40,7 @@ static atomic_uint pair_count;
 static atomic_int paused_one;
 static atomic_uint shown_while_paused;
 static atomic_bool hold_loop;
+static atomic_bool loop_held;
 
 static void remember_pair(netsrv_conn *c) {
     rig_on_open(c);
@@ -65,9 +66,11 @@ static void hold_here(netsrv_server *s, unsigned worker, void *arg) {
     (void)s;
     (void)worker;
     (void)arg;
+    atomic_store(&loop_held, true);
     while (atomic_load(&hold_loop)) {
         check_nap();
     }
+    atomic_store(&loop_held, false);
 }
 
 static void pause_in_a_batch(netsrv_backend b) {
@@ -106,6 +109,26 @@ static void stop_when_listening(void *user, netsrv_log_level level, const char *
     if (atomic_load(&stop_on_listen) && strncmp(text, "listening", 9) == 0) {
         netsrv_stop(restarting, 0);
     }
+}
+
+/* A wait that a signal interrupts does not count as the look at the input that came before a stop. */
+static void interrupted_at_a_stop(netsrv_backend b) {
+    const char *const wait_name = b == NETSRV_BACKEND_POLL ? "poll" : "epoll_wait";
+    netsrv_config cfg = rig_config(b, 1);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "a") && peer_gets(fd, "a"));
+    atomic_store(&hold_loop, true);
+    CHECK_EQ(netsrv_post(s, 0, hold_here, NULL), NETSRV_OK);
+    CHECK_WITHIN(5000, atomic_load(&loop_held));
+    CHECK(peer_say(fd, "b"));
+    netsrv_stop(s, 5000);
+    seam_fail_next(wait_name, EINTR, 5);
+    atomic_store(&hold_loop, false);
+    CHECK(peer_gets(fd, "b"));
+    seam_fail_stop();
+    close(fd);
+    rig_stop(s, 0);
 }
 
 /* A stop that comes while netsrv_start is at work is not lost. */
@@ -307,6 +330,7 @@ static void abort_with_a_duplicate(netsrv_backend b) {
 static void all(netsrv_backend b) {
     CASE("kept input after a plain connection", kept_after_plain(b));
     CASE("pausing another one in the same batch", pause_in_a_batch(b));
+    CASE("an interrupted wait at a stop", interrupted_at_a_stop(b));
     CASE("a stop during a start", stop_during_a_start(b));
     CASE("a stop with one worker held up", one_worker_held(b));
     CASE("a stop with a call that posts itself", self_posting_call(b));
