@@ -53,6 +53,7 @@
        [conn]     the connection: states, input, output
        [accept]   limits, placing, handing over, pausing
        [epoll]    readiness poller of Linux
+       [kqueue]   readiness poller of macOS and the BSDs
        [poll]     readiness poller of every POSIX system
        [ready]    turns readiness into results, once for every poller
        [backend]  the backends of this build, best first
@@ -118,13 +119,15 @@
 
        Pairs that cannot work are refused by netsrv_create with a text that names the remedy:
        keep with acceptor (its threads serve nobody), keep with single and more than one worker
-       (all others would idle), and with backend poll: exclusive, edge, acceptors above 1, trigger
-       edge or oneshot, and direct, which all need a poller that lives in the kernel.
+       (all others would idle), exclusive with any backend but epoll, and with backend poll: edge,
+       acceptors above 1, trigger edge or oneshot, and direct, which all need a poller that lives in
+       the kernel.
 
    BACKENDS (netsrv_config.backend)
 
-       epoll on Linux, poll everywhere; auto takes the first that works. kqueue and io_uring have
-       names already and are refused. netsrv_get_choice tells what was asked, taken, and why.
+       epoll on Linux, kqueue on macOS and the BSDs, poll everywhere; auto takes the first that
+       works. With NETSRV_LIBKQUEUE, kqueue on Linux as well, after epoll. io_uring has a name
+       already and is refused. netsrv_get_choice tells what was asked, taken, and why.
 
 
    THREADS
@@ -254,6 +257,7 @@
 
        NETSRV_STATIC     everything static: a private copy in one file
        NETSRV_DEBUG      internal assertions, by NETSRV_ASSERT(x), default assert(3)
+       NETSRV_LIBKQUEUE  backend kqueue on Linux, by libkqueue: for tests of that backend
        NETSRV_SEAM_...   for tests, below
 
    TESTING
@@ -265,16 +269,54 @@
        NETSRV_SEAM_EVENTS(events, n, size) may permute, repeat or drop events; the new count
        NETSRV_SEAM_CLOCK_MS(real)          the monotonic clock that timeouts see
        NETSRV_SEAM_POINT(name)             a point where threads meet, to disturb the schedule
+       NETSRV_SEAM_KQUEUE                  a header, in quotes, in place of <sys/event.h>
 
    PLATFORMS
 
-       Linux (glibc, musl; 64 and 32 bits): epoll and poll, built and run.
-       Other POSIX systems: written for with the poll backend, not built or run yet.
+       How each was checked: run = the whole suite, on that system. Emulated = unit programs and an
+       echo server under user-mode emulation of the processor. Compiled = header, command, examples
+       and unit programs built and linked against the system's own headers, warnings as errors;
+       nothing was run there. `make cross` does the last two.
+
+           Linux x86_64                              epoll, poll    run (glibc); in part (musl)
+           Linux i386                                epoll, poll    run in part (glibc)
+           Linux aarch64, riscv64, armv7, s390x      epoll, poll    emulated (musl), compiled
+           FreeBSD x86_64, aarch64, armv7            kqueue, poll   compiled
+           NetBSD x86_64, aarch64, i386              kqueue, poll   compiled
+           OpenBSD x86_64, aarch64                   kqueue, poll   compiled
+           macOS x86_64, aarch64                     kqueue, poll   compiled
+           DragonFly and other POSIX systems         as written     not checked
+
+       The logic of the kqueue backend was checked in two more ways: every scenario of the suite was
+       run on Linux through libkqueue, and a unit program plays kevent(2) with the orders of events
+       that the systems' manuals and sources describe (scripted).
+
+       What is missing where, and what is done instead:
+
+           exclusive    Linux only. Elsewhere refused; auto takes acceptor with two_choices.
+           reuseport    Linux, FreeBSD 12 (SO_REUSEPORT_LB), DragonFly. Refused on macOS, OpenBSD
+                        and NetBSD, where one socket of the port gets everything.
+           steer_by_cpu, pin_workers, defer_accept_s, abstract unix names: Linux only.
+           "*:PORT"     IPv4 alone where a socket cannot take both (OpenBSD).
+           wake-ups     eventfd on Linux, a pipe elsewhere. A worker on a kqueue is woken by
+                        EVFILT_USER, if that works when it is tried (not before FreeBSD 8.1, NetBSD
+                        10, OpenBSD 7.8); a stop always takes the pipe, since netsrv_stop may be
+                        called in a signal handler and kevent(2) is not known to be safe there.
+           accept4      accept and fcntl on macOS: a fork between the two inherits the descriptor.
+           SIGPIPE      MSG_NOSIGNAL, and SO_NOSIGPIPE where accept4 is missing (macOS).
+           keepalive_s  the system's idle time where the option does not exist (OpenBSD) or accepted
+                        sockets do not inherit it (macOS).
+           udata        With pointers of 32 bits a kqueue event carries 7 of the 32 bits of the
+                        generation: enough, as a connection's place is reused after the batch, and
+                        its filters are deleted before its descriptor is closed.
 */
 
 /* Before any system header: what the implementation asks of them. */
 #if defined(NETSRV_IMPLEMENTATION) && defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE 1
+#endif
+#if defined(NETSRV_IMPLEMENTATION) && defined(__NetBSD__) && !defined(_NETBSD_SOURCE)
+#define _NETBSD_SOURCE 1
 #endif
 
 #ifndef NETSRV_H
@@ -805,6 +847,17 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #else
 #define NETSRV__FREEBSD 0
 #endif
+#if defined(__NetBSD__)
+#define NETSRV__NETBSD 1
+#else
+#define NETSRV__NETBSD 0
+#endif
+#if NETSRV__APPLE || NETSRV__FREEBSD || NETSRV__NETBSD || defined(__OpenBSD__) ||                  \
+    defined(__DragonFly__)
+#define NETSRV__BSD 1
+#else
+#define NETSRV__BSD 0
+#endif
 
 #include <arpa/inet.h>
 #include <errno.h>
@@ -844,9 +897,34 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #error "netsrv.h: include netsrv.h with NETSRV_IMPLEMENTATION before any system header"
 #endif
 #endif
+#if defined(NETSRV_SEAM_KQUEUE)
+#include NETSRV_SEAM_KQUEUE
+#elif NETSRV__BSD || defined(NETSRV_LIBKQUEUE)
+#include <sys/event.h>
+#endif
 
 #define NETSRV__HAS_EPOLL NETSRV__LINUX
 #define NETSRV__HAS_EVENTFD NETSRV__LINUX
+#if defined(EVFILT_READ) && defined(EV_RECEIPT) && defined(EV_DISPATCH)
+#define NETSRV__HAS_KQUEUE 1
+#else
+#define NETSRV__HAS_KQUEUE 0 /* one without receipts cannot say which change failed */
+#endif
+/* What has another type on each system: for an event's fields, and the count of a list. */
+#if NETSRV__NETBSD
+#define NETSRV__KQ_COUNT(n) ((size_t)(n))
+#define NETSRV__KQ_FILTER(x) ((uint32_t)(x))
+#define NETSRV__KQ_FLAGS(x) ((uint32_t)(x))
+#else
+#define NETSRV__KQ_COUNT(n) ((int)(n))
+#define NETSRV__KQ_FILTER(x) ((short)(x))
+#define NETSRV__KQ_FLAGS(x) ((unsigned short)(x))
+#endif
+#if NETSRV__NETBSD && __NetBSD_Version__ < 1000000000
+#define NETSRV__KQ_UDATA(x) ((intptr_t)(x))
+#else
+#define NETSRV__KQ_UDATA(x) ((void *)(uintptr_t)(x))
+#endif
 #if defined(SOCK_NONBLOCK) && !NETSRV__APPLE
 #define NETSRV__HAS_ACCEPT4 1
 #else
@@ -866,6 +944,8 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #else
 #define NETSRV__KEEPIDLE 0
 #endif
+/* Whether the option may be set on a socket that is bound already, and counts from then on. */
+#define NETSRV__REUSEPORT_LATE NETSRV__LINUX
 #ifdef MSG_NOSIGNAL
 #define NETSRV__NOSIGNAL MSG_NOSIGNAL
 #else
@@ -981,6 +1061,7 @@ enum { /* the low three bits of a token */
     NETSRV__TOKEN_ARRIVAL   /* pointer to a netsrv__arrival                     */
 };
 #define NETSRV__TOKEN_MASK 7u
+#define NETSRV__TOKEN_WOKEN (UINT64_C(1) << 3 | NETSRV__TOKEN_WAKE) /* ... by the queue itself */
 
 enum { /* event masks and interest; the low bits have the values of poll(2) and epoll(7) */
     NETSRV__IN = 0x001,
@@ -990,7 +1071,8 @@ enum { /* event masks and interest; the low bits have the values of poll(2) and 
     NETSRV__KEEP = 0x100, /* registered, if only for errors; interest 0 = not registered */
     NETSRV__EDGE = 0x200,
     NETSRV__ONESHOT = 0x400,
-    NETSRV__EXCLUSIVE = 0x800
+    NETSRV__EXCLUSIVE = 0x800,
+    NETSRV__ERRNO_SHIFT = 16 /* with ERR: the errno, where the poller tells it; else 0 */
 };
 _Static_assert(POLLIN == NETSRV__IN && POLLOUT == NETSRV__OUT && POLLERR == NETSRV__ERR &&
                POLLHUP == NETSRV__HUP, "poll masks are used as they are");
@@ -1059,6 +1141,7 @@ typedef struct netsrv__wheel {
 typedef struct netsrv__wake {
     int read_fd;
     int write_fd; /* the same for an eventfd */
+    atomic_int queue_fd; /* a kqueue that knows this object, while one is open; or -1 */
 } netsrv__wake;
 
 /* ---- connection: owner thread only ---- */
@@ -1207,7 +1290,8 @@ enum { /* netsrv__io_ops.can */
     NETSRV__CAN_ONESHOT = 2,
     NETSRV__CAN_EXCLUSIVE = 4,
     NETSRV__CAN_SHARE = 8, /* several threads may wait on one poller                    */
-    NETSRV__CAN_GIVE = 16  /* a thread may register a descriptor in another's poller    */
+    NETSRV__CAN_GIVE = 16, /* a thread may register a descriptor in another's poller    */
+    NETSRV__CAN_WAKE = 32  /* the queue itself can be woken, without a descriptor       */
 };
 
 typedef struct netsrv__poller_ops netsrv__poller_ops;
@@ -1234,7 +1318,7 @@ typedef struct netsrv__io_ops {
     void (*reply)(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n);
     void (*send)(netsrv__worker *w, netsrv_conn *c); /* progress on c->out */
     void (*detach)(netsrv__worker *w, netsrv_conn *c); /* ends in one netsrv__conn_on_detached */
-    /* Registers an arrival in another worker's poller and forgets it; NULL where it cannot. */
+    /* Registers an arrival in another worker's poller and forgets it; with CAN_GIVE only. */
     int (*give)(netsrv__worker *to, netsrv__arrival *arrival);
     void (*forget)(netsrv__worker *w, int fd); /* a given one that is not wanted any more */
     void (*wait)(netsrv__worker *w, int timeout_ms); /* one batch of results */
@@ -1267,7 +1351,7 @@ enum { /* what a paused listener waits for */
 struct netsrv__group {
     netsrv__wake wake; /* from create to destroy */
     unsigned members;
-    int poller_fd; /* epoll */
+    int poller_fd; /* epoll, kqueue */
     void *poller;  /* poll */
     pthread_mutex_t lock;
     netsrv__gate gates[NETSRV_LISTEN_MAX];
@@ -1783,12 +1867,22 @@ static NETSRV__HOT ssize_t netsrv__sys_recv(int fd, void *data, size_t n) {
 #endif
 }
 
+/* macOS says EPROTOTYPE while the peer's reset is being worked in, and would say so again. */
+static NETSRV__HOT ssize_t netsrv__sys_sent(ssize_t n) {
+#if NETSRV__APPLE
+    if (n < 0 && errno == EPROTOTYPE) {
+        errno = ECONNRESET;
+    }
+#endif
+    return n;
+}
+
 static NETSRV__HOT ssize_t netsrv__sys_send(int fd, const void *data, size_t n) {
     NETSRV__FAIL_POINT("send", -1);
 #if NETSRV__PLAIN_CALLS
     return syscall(SYS_sendto, fd, data, NETSRV_SEAM_CLIP("send", n), NETSRV__NOSIGNAL, NULL, 0);
 #else
-    return send(fd, data, NETSRV_SEAM_CLIP("send", n), NETSRV__NOSIGNAL);
+    return netsrv__sys_sent(send(fd, data, NETSRV_SEAM_CLIP("send", n), NETSRV__NOSIGNAL));
 #endif
 }
 
@@ -1804,7 +1898,7 @@ static ssize_t netsrv__sys_sendv(int fd, struct iovec *iov, int count) {
     memset(&m, 0, sizeof m);
     m.msg_iov = iov;
     m.msg_iovlen = (unsigned char)count; /* at most NETSRV__OUT_IOV; its type differs by system */
-    return sendmsg(fd, &m, NETSRV__NOSIGNAL);
+    return netsrv__sys_sent(sendmsg(fd, &m, NETSRV__NOSIGNAL));
 }
 
 static int netsrv__sys_shutdown(int fd, int how) {
@@ -1852,6 +1946,66 @@ static int netsrv__sys_epoll_wait(int ep, struct epoll_event *events, int n, int
     return epoll_wait(ep, events, n, timeout_ms);
 }
 #endif
+
+#if NETSRV__HAS_KQUEUE
+/* Only closed on exec: O_NONBLOCK means nothing to a queue, and some refuse to have it set. */
+static int netsrv__sys_kqueue(void) {
+    NETSRV__FAIL_POINT("kqueue", -1);
+    const int kq = kqueue();
+    if (kq >= 0 && fcntl(kq, F_SETFD, FD_CLOEXEC) != 0) {
+        const int saved = errno;
+        netsrv__sys_close(kq);
+        errno = saved;
+        return -1;
+    }
+    return kq;
+}
+
+static struct kevent netsrv__sys_kevent(uintptr_t ident, int filter, unsigned flags,
+                                        uint64_t token) {
+    struct kevent change;
+    memset(&change, 0, sizeof change);
+    change.ident = ident;
+    change.filter = NETSRV__KQ_FILTER(filter);
+    change.flags = NETSRV__KQ_FLAGS(flags);
+    change.udata = NETSRV__KQ_UDATA(token);
+    return change;
+}
+
+/* Applies changes. With EV_RECEIPT in them, receipts take their place: how many there are, or -1.
+ * Without it there is no room for events, lest those that are pending are taken for receipts. */
+static int netsrv__sys_kevent_change(int kq, struct kevent *list, int n) {
+    const struct timespec now = {0, 0};
+    const int room = (list[0].flags & EV_RECEIPT) != 0 ? n : 0;
+    NETSRV__FAIL_POINT("kevent_change", -1);
+    return kevent(kq, list, NETSRV__KQ_COUNT(n), list, NETSRV__KQ_COUNT(room), &now);
+}
+
+static int netsrv__sys_kevent_wait(int kq, struct kevent *events, int n, int timeout_ms) {
+    const struct timespec t = {timeout_ms / 1000, (long)(timeout_ms % 1000) * 1000000};
+    NETSRV__FAIL_POINT("kevent_wait", -1);
+    return kevent(kq, NULL, 0, events, NETSRV__KQ_COUNT(n), timeout_ms < 0 ? NULL : &t);
+}
+#endif
+
+/* Makes `kq` know a wake-up object, or wakes who waits on it; -1 where queues cannot do that.
+ * Either way the token counts: waking replaces it. */
+static int netsrv__sys_kqueue_user(int kq, const void *ident, bool trigger) {
+#if NETSRV__HAS_KQUEUE && defined(EVFILT_USER)
+    struct kevent change = netsrv__sys_kevent((uintptr_t)ident, EVFILT_USER,
+                                              trigger ? 0 : EV_ADD | EV_CLEAR,
+                                              NETSRV__TOKEN_WOKEN);
+    change.fflags = trigger ? NOTE_TRIGGER : 0;
+    NETSRV__FAIL_POINT("kevent_user", -1);
+    return kevent(kq, &change, 1, NULL, 0, NULL);
+#else
+    (void)kq;
+    (void)ident;
+    (void)trigger;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
 
 static int netsrv__sys_eventfd(void) {
     NETSRV__FAIL_POINT("eventfd", -1);
@@ -2252,10 +2406,25 @@ static void netsrv__net_tune(const netsrv_config *cfg, int fd) {
 #endif
 }
 
-/* A socket for the address; "*" falls back to IPv4 where there is no IPv6. */
+/* An IPv6 socket that takes IPv4 as well; EAFNOSUPPORT where there is none (OpenBSD has no such
+ * sockets, other systems may be built without IPv6). */
+static int netsrv__net_socket_any(void) {
+    const int fd = netsrv__sys_socket(AF_INET6);
+    if (fd >= 0 && netsrv__sys_set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0) != 0) {
+        netsrv__sys_close(fd);
+        errno = EAFNOSUPPORT;
+        return -1;
+    }
+    return fd;
+}
+
+/* A socket for the address; "*" falls back to IPv4. */
 static int netsrv__net_socket(netsrv__listener *ln) {
-    const int fd = netsrv__sys_socket(ln->sa.ss_family);
-    if (fd < 0 && ln->any && errno == EAFNOSUPPORT && ln->sa.ss_family == AF_INET6) {
+    if (!ln->any || ln->sa.ss_family != AF_INET6) {
+        return netsrv__sys_socket(ln->sa.ss_family);
+    }
+    const int fd = netsrv__net_socket_any();
+    if (fd < 0 && errno == EAFNOSUPPORT) {
         const uint16_t port = ntohs(((struct sockaddr_in6 *)&ln->sa)->sin6_port);
         memset(&ln->sa, 0, sizeof ln->sa);
         netsrv__net_parse_v4(ln, "0.0.0.0", port);
@@ -2264,15 +2433,43 @@ static int netsrv__net_socket(netsrv__listener *ln) {
     return fd;
 }
 
+static uint16_t netsrv__net_listener_port(const netsrv__listener *ln) {
+    const netsrv__addr a = netsrv__net_addr(&ln->sa);
+    return a.port;
+}
+
+/* Whether the port can be bound by a socket that does not share: 0, or -1 and EADDRINUSE. For port
+ * 0 there is nothing to find out. */
+static int netsrv__net_try_port(const netsrv__listener *ln) {
+    if (netsrv__net_listener_port(ln) == 0) {
+        return 0;
+    }
+    const int fd = netsrv__sys_socket(ln->sa.ss_family);
+    if (fd < 0) {
+        return -1;
+    }
+    netsrv__sys_set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1);
+    const int r = netsrv__sys_bind(fd, &ln->sa, ln->sa_len);
+    const int saved = errno;
+    netsrv__sys_close(fd);
+    errno = saved;
+    return r;
+}
+
 /* SO_REUSEPORT on the first socket only after its bind: so that bind still fails where another
- * server has the port, and the sockets that follow may join it all the same. */
+ * server has the port, and the sockets that follow may join it all the same. Where that comes too
+ * late to share in the spreading (FreeBSD), a socket that is closed again tries the port before. */
 static int netsrv__net_bind_tcp(const netsrv_config *cfg, netsrv__listener *ln, int fd,
                                 bool first) {
     const bool spread = cfg->accept == NETSRV_ACCEPT_REUSEPORT;
-    const bool early = spread && (!first || cfg->share_port == NETSRV_ENABLE);
+    const bool alone = spread && first && cfg->share_port != NETSRV_ENABLE;
+    const bool early = spread && (!alone || !NETSRV__REUSEPORT_LATE);
+    if (alone && early && netsrv__net_try_port(ln) != 0) {
+        return -1;
+    }
     netsrv__sys_set_int(fd, SOL_SOCKET, SO_REUSEADDR, 1);
-    if (ln->sa.ss_family == AF_INET6 &&
-        netsrv__sys_set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, ln->any ? 0 : 1) != 0) {
+    if (ln->sa.ss_family == AF_INET6 && !ln->any &&
+        netsrv__sys_set_int(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1) != 0) {
         return -1;
     }
     if (early && netsrv__sys_set_int(fd, SOL_SOCKET, NETSRV__REUSEPORT, 1) != 0) {
@@ -2399,11 +2596,6 @@ static int netsrv__net_steer(int fd, unsigned sockets) {
     errno = ENOPROTOOPT;
     return -1;
 #endif
-}
-
-static uint16_t netsrv__net_listener_port(const netsrv__listener *ln) {
-    const netsrv__addr a = netsrv__net_addr(&ln->sa);
-    return a.port;
 }
 
 /* Closes what is open; the path of a unix socket goes only if it is still ours. */
@@ -2900,6 +3092,7 @@ static void netsrv__timer_woke(netsrv__worker *w) {
 
 static int netsrv__mailbox_wake_open(netsrv__wake *wake) {
     int fds[2];
+    atomic_store(&wake->queue_fd, -1);
     wake->read_fd = netsrv__sys_eventfd();
     wake->write_fd = wake->read_fd;
     if (wake->read_fd >= 0 || errno != ENOSYS) {
@@ -2932,6 +3125,18 @@ static void netsrv__mailbox_wake_signal(const netsrv__wake *wake) {
         if (netsrv__sys_write(wake->write_fd, &one, sizeof one) >= 0 || errno == EAGAIN) {
             return;
         }
+    }
+}
+
+/* The short way where the worker waits on a kqueue that can be woken: one call instead of a write
+ * and a read. Not for signal handlers, in which kevent(2) is not known to be safe. The queue may be
+ * closed meanwhile, and its number belong to another one by then, which does not know this object:
+ * then, too, the descriptor is there until the server's end. */
+static void netsrv__mailbox_wake(netsrv__wake *wake) {
+    const int kq = atomic_load_explicit(&wake->queue_fd, memory_order_acquire);
+    NETSRV_SEAM_POINT("wake");
+    if (kq < 0 || netsrv__sys_kqueue_user(kq, wake, true) != 0) {
+        netsrv__mailbox_wake_signal(wake);
     }
 }
 
@@ -2981,7 +3186,7 @@ static netsrv_result netsrv__mailbox_post(netsrv__worker *to, const netsrv__msg 
     NETSRV_SEAM_POINT("posted");
     if (result == NETSRV_OK && empty) {
         /* The owner sees this message, or the wake-up, or both: never neither. */
-        netsrv__mailbox_wake_signal(&to->group->wake);
+        netsrv__mailbox_wake(&to->group->wake);
     }
     return result;
 }
@@ -4595,6 +4800,236 @@ static const netsrv__poller_ops netsrv__epoll_poller = {
 #endif /* NETSRV__HAS_EPOLL */
 
 /* ========================================================================== *
+ *  [kqueue] Readiness poller of macOS and the BSDs
+ *  uses:   sys slab
+ *  thread: set = any; the rest = a member of the group
+ * ========================================================================== */
+
+#if NETSRV__HAS_KQUEUE
+
+/* ---- names: an event brings back a pointer, and a token has 64 bits ---- */
+
+#if UINTPTR_MAX > UINT32_MAX
+static uint64_t netsrv__kqueue_fold(uint64_t token) { return token; }
+
+static uint64_t netsrv__kqueue_unfold(const netsrv__worker *w, uint64_t name) {
+    (void)w;
+    return name;
+}
+#else
+/* Seven bits of the generation are left beside the slot, and suffice: a knote is deleted before its
+ * descriptor is closed and takes its pending events along, and a slot is reused after the batch at
+ * the earliest. So what is late is one generation late, never 128. */
+#define NETSRV__KQUEUE_SLOT_BITS 25
+_Static_assert((uint64_t)NETSRV__SLAB_MAX << 3 == UINT64_C(1) << NETSRV__KQUEUE_SLOT_BITS,
+               "slot and kind fill the low bits of a name");
+
+static uint64_t netsrv__kqueue_fold(uint64_t token) {
+    const uint32_t gen = (uint32_t)(token >> 32);
+    return (uint32_t)token | gen << NETSRV__KQUEUE_SLOT_BITS;
+}
+
+static uint64_t netsrv__kqueue_unfold(const netsrv__worker *w, uint64_t name) {
+    const uint32_t low = (uint32_t)name & ((1u << NETSRV__KQUEUE_SLOT_BITS) - 1);
+    if ((name & NETSRV__TOKEN_MASK) != NETSRV__TOKEN_CONN) {
+        return name;
+    }
+    const uint32_t gen = netsrv__slab_at(&w->own.slab, low >> 3)->gen;
+    const uint32_t late = (gen ^ (uint32_t)name >> NETSRV__KQUEUE_SLOT_BITS) & 127u;
+    return (uint64_t)(late != 0 ? gen - 1 : gen) << 32 | low;
+}
+#endif
+
+/* ---- the queue ---- */
+
+/* Some systems define EVFILT_USER and cannot do it (NetBSD before 10, OpenBSD before 7.8), so it is
+ * tried. */
+static bool netsrv__kqueue_has_user(int kq) {
+    struct kevent event = netsrv__sys_kevent(0, EVFILT_READ, 0, 0);
+    return netsrv__sys_kqueue_user(kq, &event, false) == 0 &&
+           netsrv__sys_kqueue_user(kq, &event, true) == 0 &&
+           netsrv__sys_kevent_wait(kq, &event, 1, 0) == 1;
+}
+
+static int netsrv__kqueue_probe(unsigned *can) {
+    const int kq = netsrv__sys_kqueue();
+    if (kq < 0) {
+        return errno;
+    }
+    if (!netsrv__kqueue_has_user(kq)) {
+        *can &= ~(unsigned)NETSRV__CAN_WAKE;
+    }
+    netsrv__sys_close(kq);
+    return 0;
+}
+
+static int netsrv__kqueue_open(netsrv_server *srv, netsrv__group *g) {
+    g->poller_fd = netsrv__sys_kqueue();
+    if (g->poller_fd < 0) {
+        return errno;
+    }
+    if ((srv->can & NETSRV__CAN_WAKE) != 0 &&
+        netsrv__sys_kqueue_user(g->poller_fd, &g->wake, false) == 0) {
+        atomic_store_explicit(&g->wake.queue_fd, g->poller_fd, memory_order_release);
+    }
+    return 0;
+}
+
+static void netsrv__kqueue_close(netsrv_server *srv, netsrv__group *g) {
+    (void)srv;
+    atomic_store(&g->wake.queue_fd, -1);
+    if (g->poller_fd >= 0) {
+        netsrv__sys_close(g->poller_fd);
+        g->poller_fd = -1;
+    }
+}
+
+/* ---- interest ---- */
+
+/* How the read filter is armed; 0 = not at all. With nothing armed, a queue is silent about a
+ * reset: where neither input nor room for output is wanted, the filter stays as a sentinel that
+ * speaks up once for each change. */
+static unsigned netsrv__kqueue_read_flags(unsigned interest) {
+    const unsigned wanted = interest & (NETSRV__IN | NETSRV__OUT);
+    if (interest == 0 || wanted == NETSRV__OUT) {
+        return 0;
+    }
+    if (wanted == 0 || (interest & NETSRV__EDGE) != 0) {
+        return EV_ADD | EV_CLEAR;
+    }
+    return (interest & NETSRV__ONESHOT) != 0 ? EV_ADD | EV_DISPATCH : EV_ADD;
+}
+
+/* The same for the write filter. */
+static unsigned netsrv__kqueue_write_flags(unsigned interest) {
+    if ((interest & NETSRV__OUT) == 0) {
+        return 0;
+    }
+    return (interest & NETSRV__ONESHOT) != 0 ? EV_ADD | EV_ONESHOT : EV_ADD;
+}
+
+/* The changes of one filter; how many. Adding once more would not change its flags, so it is
+ * deleted first. The same flags again are those of a listener that was reported and is to be armed:
+ * that is the only change of its list, and needs no receipt (libkqueue fails one that enables). */
+static int netsrv__kqueue_change(struct kevent *list, struct kevent change, unsigned was,
+                                 unsigned now) {
+    int n = 0;
+    if (was == now) {
+        change.flags = NETSRV__KQ_FLAGS(EV_ENABLE);
+        list[n] = change;
+        return (now & EV_DISPATCH) != 0 ? 1 : 0;
+    }
+    if (was != 0) {
+        change.flags = NETSRV__KQ_FLAGS(EV_DELETE | EV_RECEIPT);
+        list[n++] = change;
+    }
+    if (now != 0) {
+        change.flags = NETSRV__KQ_FLAGS(now | EV_RECEIPT);
+        list[n++] = change;
+    }
+    return n;
+}
+
+/* Nothing is left in a list for later: by then the number may belong to another descriptor. A
+ * change that was interrupted has been made. */
+static int netsrv__kqueue_set(netsrv__group *g, int fd, uint64_t token, unsigned from,
+                              unsigned to) {
+    struct kevent list[4];
+    const uint64_t name = netsrv__kqueue_fold(token);
+    int n = netsrv__kqueue_change(list, netsrv__sys_kevent((uintptr_t)fd, EVFILT_READ, 0, name),
+                                  netsrv__kqueue_read_flags(from), netsrv__kqueue_read_flags(to));
+    n += netsrv__kqueue_change(list + n,
+                               netsrv__sys_kevent((uintptr_t)fd, EVFILT_WRITE, 0, name),
+                               netsrv__kqueue_write_flags(from), netsrv__kqueue_write_flags(to));
+    const int receipts = n != 0 ? netsrv__sys_kevent_change(g->poller_fd, list, n) : 0;
+    if (receipts < 0) {
+        return errno == EINTR ? 0 : errno;
+    }
+    for (int i = 0; i < receipts; i++) {
+        /* What is not there is deleted. */
+        if ((list[i].flags & EV_ERROR) != 0 && list[i].data != 0 && list[i].data != ENOENT) {
+            return (int)list[i].data;
+        }
+    }
+    return 0;
+}
+
+/* ---- events ---- */
+
+/* EV_EOF comes while input is still unread, and on the read filter it means the peer's FIN: input,
+ * of which the end is the last. A hang-up, which ends both directions, shows in the errno, or where
+ * there is something to write. */
+static uint32_t netsrv__kqueue_mask(const struct kevent *k) {
+    const bool reads = k->filter == NETSRV__KQ_FILTER(EVFILT_READ);
+    const uint32_t mask = reads ? NETSRV__IN : NETSRV__OUT;
+    if ((k->flags & EV_EOF) == 0) {
+        return mask;
+    }
+    if (k->fflags != 0) {
+        return mask | NETSRV__ERR | NETSRV__HUP | (uint32_t)k->fflags << NETSRV__ERRNO_SHIFT;
+    }
+    return reads ? mask : mask | NETSRV__HUP;
+}
+
+/* Adds to the events of the batch: both filters of a descriptor are one event. `seen` is a hash
+ * table of their indices + 1, with size_mask + 1 places; returns the new count. */
+static int netsrv__kqueue_merge(netsrv__event *events, int n, uint32_t *seen, uint32_t size_mask,
+                                netsrv__event event) {
+    uint32_t at = (uint32_t)(event.token * UINT64_C(0x9e3779b97f4a7c15) >> 32) & size_mask;
+    while (seen[at] != 0 && events[seen[at] - 1].token != event.token) {
+        at = (at + 1) & size_mask;
+    }
+    if (seen[at] == 0) {
+        seen[at] = (uint32_t)n + 1;
+        events[n] = event;
+        return n + 1;
+    }
+    netsrv__event *first = &events[seen[at] - 1];
+    const bool told = first->mask >> NETSRV__ERRNO_SHIFT != 0; /* two of them do not mix */
+    first->mask |= told ? event.mask & ((1u << NETSRV__ERRNO_SHIFT) - 1) : event.mask;
+    return n;
+}
+
+/* Both lists are scratch memory of netsrv__kqueue_poller.raw_bytes for each event. */
+static int netsrv__kqueue_collect(netsrv__worker *w, const struct kevent *from, int count) {
+    uint32_t *seen = (uint32_t *)((struct kevent *)w->own.raw_events + w->cfg->events_per_wait);
+    uint32_t size = 2;
+    int n = 0;
+    while (size < 2 * (uint32_t)count) {
+        size *= 2;
+    }
+    memset(seen, 0, size * sizeof *seen);
+    for (int i = 0; i < count; i++) {
+        const netsrv__event event = {
+            netsrv__kqueue_unfold(w, (uint64_t)(uintptr_t)from[i].udata),
+            netsrv__kqueue_mask(&from[i]),
+        };
+        if (event.token == NETSRV__TOKEN_WOKEN) {
+            NETSRV__COUNT(w, wakes, 1); /* that was all: there is nothing to drain */
+        } else {
+            n = netsrv__kqueue_merge(w->own.events, n, seen, size - 1, event);
+        }
+    }
+    return n;
+}
+
+static int netsrv__kqueue_wait(netsrv__worker *w, int timeout_ms) {
+    const int n = netsrv__sys_kevent_wait(w->group->poller_fd, w->own.raw_events,
+                                          (int)w->cfg->events_per_wait, timeout_ms);
+    return n > 0 ? netsrv__kqueue_collect(w, w->own.raw_events, n) : n;
+}
+
+static const netsrv__poller_ops netsrv__kqueue_poller = {
+    .raw_bytes = sizeof(struct kevent) + 4 * sizeof(uint32_t),
+    .open = netsrv__kqueue_open,
+    .close = netsrv__kqueue_close,
+    .set = netsrv__kqueue_set,
+    .wait = netsrv__kqueue_wait,
+};
+
+#endif /* NETSRV__HAS_KQUEUE */
+
+/* ========================================================================== *
  *  [poll] Readiness poller of every POSIX system; also the reference for the others
  *  uses:   mem sys
  *  thread: the one member of the group
@@ -4901,9 +5336,16 @@ static void netsrv__ready_listener(netsrv__worker *w, unsigned gate) {
 
 /* ---- interest of a connection ---- */
 
+/* How another thread registers a connection here: writable at once, so that it is opened before the
+ * client says a word, and reported once, since the token is a pointer that is freed then. One
+ * direction only: a kqueue takes changes one by one, and after the first this worker may be through
+ * with the arrival. */
+#define NETSRV__READY_GIVEN ((unsigned)(NETSRV__OUT | NETSRV__ONESHOT))
+
 /* Brings the poller to what the connection wants. 0 or errno. */
 static int netsrv__ready_update(netsrv__worker *w, netsrv_conn *c) {
-    const unsigned from = (c->flags & NETSRV__FOREIGN) != 0 ? NETSRV__KEEP : c->interest;
+    const bool foreign = (c->flags & NETSRV__FOREIGN) != 0;
+    const unsigned from = foreign ? NETSRV__READY_GIVEN : c->interest;
     unsigned to = 0;
     to |= (c->flags & NETSRV__RECV_ON) != 0 ? (unsigned)NETSRV__IN : 0u;
     to |= (c->flags & NETSRV__BLOCKED) != 0 ? (unsigned)NETSRV__OUT : 0u;
@@ -4911,7 +5353,7 @@ static int netsrv__ready_update(netsrv__worker *w, netsrv_conn *c) {
         to |= NETSRV__KEEP;
         c->flags &= ~(uint32_t)NETSRV__DEAF;
     }
-    if (to == c->interest && (c->flags & NETSRV__FOREIGN) == 0) {
+    if (to == c->interest && !foreign) {
         return 0;
     }
     const int error = w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), from, to);
@@ -4923,9 +5365,11 @@ static int netsrv__ready_update(netsrv__worker *w, netsrv_conn *c) {
 }
 
 static void netsrv__ready_detach(netsrv__worker *w, netsrv_conn *c) {
-    if (c->interest != 0 || (c->flags & NETSRV__FOREIGN) != 0) {
+    const bool foreign = (c->flags & NETSRV__FOREIGN) != 0;
+    const unsigned from = foreign ? NETSRV__READY_GIVEN : c->interest;
+    if (from != 0) {
         /* Before the close: an item outlives it while another process holds a duplicate. */
-        w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), NETSRV__KEEP, 0);
+        w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), from, 0);
         c->interest = 0;
         c->flags &= ~(uint32_t)NETSRV__FOREIGN;
     }
@@ -5016,7 +5460,8 @@ static void netsrv__ready_send(netsrv__worker *w, netsrv_conn *c) {
 static void netsrv__ready_hang_up(netsrv__worker *w, netsrv_conn *c, uint32_t mask) {
     const int error = netsrv__sys_socket_error(c->fd);
     if (error != 0 || (mask & NETSRV__ERR) != 0) {
-        netsrv__conn_on_end(w, c, error != 0 ? error : ECONNRESET);
+        const int told = (int)(mask >> NETSRV__ERRNO_SHIFT);
+        netsrv__conn_on_end(w, c, error != 0 ? error : told != 0 ? told : ECONNRESET);
         return;
     }
     c->flags |= NETSRV__DEAF;
@@ -5028,7 +5473,8 @@ NETSRV__COLD
 static void netsrv__ready_recv_none(netsrv__worker *w, netsrv_conn *c, ssize_t n, uint32_t mask) {
     const int saved = errno;
     if (n == 0) {
-        netsrv__conn_on_end(w, c, 0);
+        /* To tell an errno, a poller may have taken it from the socket. */
+        netsrv__conn_on_end(w, c, (int)(mask >> NETSRV__ERRNO_SHIFT));
     } else if (saved != EAGAIN && saved != EWOULDBLOCK && saved != EINTR) {
         netsrv__conn_on_end(w, c, saved);
     } else if ((mask & NETSRV__ERR) != 0 && saved != EINTR) {
@@ -5097,14 +5543,11 @@ static NETSRV__HOT void netsrv__ready_conn(netsrv__worker *w, netsrv_conn *c, ui
 static int netsrv__ready_give(netsrv__worker *to, netsrv__arrival *arrival) {
     NETSRV_SEAM_POINT("give");
     const uint64_t token = (uint64_t)(uintptr_t)arrival | NETSRV__TOKEN_ARRIVAL;
-    /* Writable at once, so that the other worker opens it before the client says a word; reported
-     * once only, since the token is a pointer that is freed then. */
-    return to->io->poller->set(to->group, arrival->fd, token, 0,
-                               NETSRV__KEEP | NETSRV__IN | NETSRV__OUT | NETSRV__ONESHOT);
+    return to->io->poller->set(to->group, arrival->fd, token, 0, NETSRV__READY_GIVEN);
 }
 
 static void netsrv__ready_forget(netsrv__worker *w, int fd) {
-    w->io->poller->set(w->group, fd, 0, NETSRV__KEEP, 0);
+    w->io->poller->set(w->group, fd, 0, NETSRV__READY_GIVEN, 0);
 }
 
 static void netsrv__ready_arrival(netsrv__worker *w, netsrv__arrival *arrival) {
@@ -5194,7 +5637,7 @@ static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
     .listen_start = netsrv__ready_listen_start, .listen_stop = netsrv__ready_listen_stop,          \
     .recv_start = netsrv__ready_update, .recv_stop = netsrv__ready_update,                         \
     .reply = netsrv__ready_reply, .send = netsrv__ready_send, .detach = netsrv__ready_detach,      \
-    .wait = netsrv__ready_wait
+    .give = netsrv__ready_give, .forget = netsrv__ready_forget, .wait = netsrv__ready_wait
 
 /* ========================================================================== *
  *  [backend] The backends of this build, best first
@@ -5211,8 +5654,17 @@ static const netsrv__io_ops netsrv__backend_list[] = {
                NETSRV__CAN_SHARE | NETSRV__CAN_GIVE,
         .poller = &netsrv__epoll_poller,
         .probe = netsrv__epoll_probe,
-        .give = netsrv__ready_give,
-        .forget = netsrv__ready_forget,
+        NETSRV__READY_OPS,
+    },
+#endif
+#if NETSRV__HAS_KQUEUE
+    {
+        .name = "kqueue",
+        .backend = NETSRV_BACKEND_KQUEUE,
+        .can = NETSRV__CAN_EDGE | NETSRV__CAN_ONESHOT | NETSRV__CAN_SHARE | NETSRV__CAN_GIVE |
+               NETSRV__CAN_WAKE,
+        .poller = &netsrv__kqueue_poller,
+        .probe = netsrv__kqueue_probe,
         NETSRV__READY_OPS,
     },
 #endif
@@ -6465,7 +6917,8 @@ static netsrv_result netsrv__defaults_choose_accept(netsrv_server *srv, netsrv_e
     netsrv_config *c = &srv->cfg;
     if (c->accept == NETSRV_ACCEPT_AUTO) {
         netsrv__defaults_auto_accept(srv);
-    } else if (c->accept == NETSRV_ACCEPT_EXCLUSIVE && (srv->io->can & ~srv->can) != 0) {
+    } else if (c->accept == NETSRV_ACCEPT_EXCLUSIVE &&
+               (srv->io->can & ~srv->can & NETSRV__CAN_EXCLUSIVE) != 0) {
         c->accept = NETSRV_ACCEPT_SHARED;
         netsrv__defaults_note(srv, "accept", "exclusive", "shared",
                               "this kernel has no EPOLLEXCLUSIVE");
