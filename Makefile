@@ -2,6 +2,7 @@
 # make run ARGS='…'     build and run the command
 # make test             the quick suite: a few minutes
 # make check-all        everything else: sanitizers, compilers, torture, soak
+# make cross            builds for other systems and processors, runs what can be emulated
 # make install          header, command, man page, pkg-config file (PREFIX, DESTDIR)
 # make uninstall clean
 
@@ -24,7 +25,14 @@ UNITS     := $(patsubst tests/unit/%.c,%,$(wildcard tests/unit/*.c))
 STRICT    := -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Werror
 DEBUG     := -g -O1 -DNETSRV_DEBUG -fno-omit-frame-pointer
 
-.PHONY: all run test check-all install uninstall clean tools debug units
+# What is tested (never what is installed) has kqueue on Linux as well, where libkqueue is found.
+ifeq ($(shell uname -s; pkg-config --exists libkqueue 2>/dev/null && echo found),Linux found)
+DEBUG     += -DNETSRV_LIBKQUEUE $(shell pkg-config --cflags libkqueue)
+KQUEUE    := $(shell pkg-config --libs libkqueue) \
+             -Wl,-rpath,$(shell pkg-config --variable=libdir libkqueue)
+endif
+
+.PHONY: all run test check-all cross install uninstall clean tools debug units
 .DELETE_ON_ERROR:
 
 all: $(B)/netsrv $(EXAMPLES:%=$(B)/examples/%)
@@ -52,11 +60,11 @@ $(B)/client $(B)/json $(B)/activate: $(B)/%: tests/%.c
 
 $(B)/netsrv-debug: cli/netsrv.c $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(LANGUAGE) $(DEBUG) $(STRICT) -o $@ $<
+	$(CC) $(LANGUAGE) $(DEBUG) $(STRICT) -o $@ $< $(KQUEUE)
 
 $(B)/unit/%: tests/unit/%.c $(HEADERS)
 	@mkdir -p $(@D)
-	$(CC) $(LANGUAGE) $(DEBUG) $(STRICT) -o $@ $<
+	$(CC) $(LANGUAGE) $(DEBUG) $(STRICT) -o $@ $< $(KQUEUE)
 
 # A variant is the command, the examples and the unit programs built another way:
 # make variant NAME=asan VCC=gcc VFLAGS='…'. The compiler's flags are part of the recipe only, so a
@@ -82,6 +90,10 @@ test:
 
 check-all:
 	@tests/check all
+
+# A cross compiler with the other systems' headers is fetched into .build/ on demand.
+cross: tools
+	@tests/cross
 
 # ---- installing ----------------------------------------------------------------------------------
 

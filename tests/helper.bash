@@ -271,7 +271,7 @@ PLACES=(keep round_robin least two_choices peer_hash)
 possible() {
     case $1-$2-$3 in
     *-single-keep | *-acceptor-keep) return 1 ;;
-    poll-exclusive-* | poll-edge-*) return 1 ;;
+    poll-exclusive-* | poll-edge-* | kqueue-exclusive-*) return 1 ;;
     *) return 0 ;;
     esac
 }

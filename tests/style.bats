@@ -91,6 +91,6 @@ setup() {
 
 @test "shell files are clean (shellcheck)" {
     command -v shellcheck >/dev/null || skip "no shellcheck here"
-    shellcheck -s bash -S warning -e SC1090,SC1091,SC2034,SC2046 tests/run tests/check tests/matrix tests/need \
-        tests/soak tests/helper.bash tests/scenarios.bash .ci/run
+    shellcheck -s bash -S warning -e SC1090,SC1091,SC2034,SC2046 tests/run tests/check tests/cross tests/matrix \
+        tests/need tests/soak tests/helper.bash tests/scenarios.bash .ci/run
 }

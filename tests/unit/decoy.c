@@ -148,8 +148,7 @@ static void decoys(netsrv_config cfg, uint64_t ms) {
 static void by_accept(netsrv_backend b) {
     for (int accept = NETSRV_ACCEPT_SINGLE; accept < NETSRV_ACCEPT_COUNT; accept++) {
         netsrv_config cfg = rig_config(b, 2);
-        const bool by_edge = accept == NETSRV_ACCEPT_EDGE || accept == NETSRV_ACCEPT_EXCLUSIVE;
-        if (b == NETSRV_BACKEND_POLL && by_edge) {
+        if (!rig_accepts(b, accept)) {
             continue;
         }
         cfg.accept = (netsrv_accept)accept;

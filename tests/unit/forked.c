@@ -147,7 +147,7 @@ static void nothing_after_exec(netsrv_backend b) {
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK(peer_say(fd, "x") && peer_gets(fd, "x"));
-    REQUIRE(pipe2(ends, O_CLOEXEC) == 0);
+    REQUIRE(port_pipe(ends) == 0);
     const pid_t pid = fork();
     REQUIRE(pid >= 0);
     if (pid == 0) {

@@ -115,14 +115,9 @@ static void out_of_descriptors(netsrv_backend b, netsrv_accept accept) {
     rig_stop(s, 0);
 }
 
-static bool accepts(netsrv_backend b, netsrv_accept accept) {
-    return b != NETSRV_BACKEND_POLL ||
-           (accept != NETSRV_ACCEPT_EXCLUSIVE && accept != NETSRV_ACCEPT_EDGE);
-}
-
 static void out_of_descriptors_each(netsrv_backend b) {
     for (int accept = NETSRV_ACCEPT_SINGLE; accept <= NETSRV_ACCEPT_EDGE; accept++) {
-        if (accepts(b, (netsrv_accept)accept)) {
+        if (rig_accepts(b, accept)) {
             out_of_descriptors(b, (netsrv_accept)accept);
         }
     }
@@ -174,7 +169,7 @@ static void max_conns(netsrv_backend b, netsrv_accept accept, unsigned limit) {
 
 static void max_conns_each(netsrv_backend b) {
     for (int accept = NETSRV_ACCEPT_SINGLE; accept < NETSRV_ACCEPT_COUNT; accept++) {
-        if (accepts(b, (netsrv_accept)accept)) {
+        if (rig_accepts(b, accept)) {
             max_conns(b, (netsrv_accept)accept, 1);
             max_conns(b, (netsrv_accept)accept, 7);
         }

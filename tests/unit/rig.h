@@ -4,6 +4,7 @@
 #define RIG_H
 
 #include "check.h"
+#include "port.h"
 
 #include <arpa/inet.h>
 #include <netinet/in.h>
@@ -395,11 +396,41 @@ static inline bool peer_served(uint16_t port) {
     return ok;
 }
 
-static const netsrv_backend rig_backends[] = { NETSRV_BACKEND_EPOLL, NETSRV_BACKEND_POLL };
+static const netsrv_backend rig_backends[] = {
+#ifdef __linux__
+    NETSRV_BACKEND_EPOLL,
+#endif
+#if !defined(__linux__) || defined(NETSRV_LIBKQUEUE)
+    NETSRV_BACKEND_KQUEUE,
+#endif
+    NETSRV_BACKEND_POLL,
+};
 #define RIG_BACKENDS (sizeof rig_backends / sizeof rig_backends[0])
+
+/* libkqueue has a thread and descriptors of its own while there is any queue: no leak of the
+ * library's. One queue stays, so that they are there from the beginning. */
+static inline void rig_settle_libkqueue(void) {
+#ifdef NETSRV_LIBKQUEUE
+    static int queue = -1;
+    queue = queue >= 0 ? queue : kqueue();
+#endif
+}
+
+/* Whether the backend can accept that way. */
+static inline bool rig_accepts(netsrv_backend b, int accept) {
+    switch (accept) {
+    case NETSRV_ACCEPT_EXCLUSIVE:
+        return b == NETSRV_BACKEND_EPOLL;
+    case NETSRV_ACCEPT_EDGE:
+        return b != NETSRV_BACKEND_POLL;
+    default:
+        return true;
+    }
+}
 
 /* Runs a program's cases once for each backend. */
 static inline void rig_each_backend(void (*cases)(netsrv_backend backend)) {
+    rig_settle_libkqueue();
     for (size_t i = 0; i < RIG_BACKENDS; i++) {
         check_state.variant = netsrv_backend_name((int)rig_backends[i]);
         cases(rig_backends[i]);

@@ -19,11 +19,6 @@ static netsrv_config with_accept(netsrv_backend b, netsrv_accept accept) {
     return cfg;
 }
 
-static bool accepts(netsrv_backend b, int accept) {
-    return b != NETSRV_BACKEND_POLL ||
-           (accept != NETSRV_ACCEPT_EXCLUSIVE && accept != NETSRV_ACCEPT_EDGE);
-}
-
 /* ---- replies under way ----------------------------------------------------------------------- */
 
 static size_t big_reply(netsrv_conn *c, const void *data, size_t n) {
@@ -200,7 +195,7 @@ static void waiting_clients_are_served(netsrv_backend b, int accept) {
 
 static void waiting_clients_each(netsrv_backend b) {
     for (int accept = NETSRV_ACCEPT_SINGLE; accept < NETSRV_ACCEPT_COUNT; accept++) {
-        for (int i = 0; accepts(b, accept) && i < 5; i++) {
+        for (int i = 0; rig_accepts(b, accept) && i < 5; i++) {
             waiting_clients_are_served(b, accept);
         }
     }
@@ -314,9 +309,9 @@ static void *load(void *arg) {
 
 static void one_cycle(netsrv_backend b, unsigned i) {
     int accept = (int)(i % NETSRV_ACCEPT_COUNT);
-    accept = accepts(b, accept) ? accept : NETSRV_ACCEPT_SHARED;
+    accept = rig_accepts(b, accept) ? accept : NETSRV_ACCEPT_SHARED;
     netsrv_config cfg = with_accept(b, (netsrv_accept)accept);
-    cfg.transfer = accept == NETSRV_ACCEPT_ACCEPTOR && b == NETSRV_BACKEND_EPOLL && i % 2 == 0
+    cfg.transfer = accept == NETSRV_ACCEPT_ACCEPTOR && b != NETSRV_BACKEND_POLL && i % 2 == 0
                        ? NETSRV_TRANSFER_DIRECT
                        : NETSRV_TRANSFER_MAILBOX;
     cfg.linger_timeout_ms = 50;
@@ -361,7 +356,7 @@ static void bare_cycles(netsrv_backend b) {
     SEAM_SET(disturb, true);
     for (unsigned i = 0; i < 1000; i++) {
         int accept = (int)(i % NETSRV_ACCEPT_COUNT);
-        accept = accepts(b, accept) ? accept : NETSRV_ACCEPT_SINGLE;
+        accept = rig_accepts(b, accept) ? accept : NETSRV_ACCEPT_SINGLE;
         const netsrv_config cfg = with_accept(b, (netsrv_accept)accept);
         netsrv_server *s = rig_start(&cfg);
         rig_stop(s, i % 2 == 0 ? 0 : 1000);

@@ -104,8 +104,7 @@ static void storm(netsrv_config cfg, uint64_t seed, uint64_t ms, bool repeat) {
 static void each_accept(netsrv_backend b) {
     for (int accept = NETSRV_ACCEPT_SINGLE; accept < NETSRV_ACCEPT_COUNT; accept++) {
         netsrv_config cfg = rig_config(b, WORKERS);
-        const bool by_edge = accept == NETSRV_ACCEPT_EDGE || accept == NETSRV_ACCEPT_EXCLUSIVE;
-        if (b == NETSRV_BACKEND_POLL && by_edge) {
+        if (!rig_accepts(b, accept)) {
             continue;
         }
         cfg.accept = (netsrv_accept)accept;
