@@ -4810,7 +4810,9 @@ static const netsrv__poller_ops netsrv__epoll_poller = {
 /* ---- names: an event brings back a pointer, and a token has 64 bits ---- */
 
 #if UINTPTR_MAX > UINT32_MAX
-static uint64_t netsrv__kqueue_fold(uint64_t token) { return token; }
+static uint64_t netsrv__kqueue_fold(uint64_t token) {
+    return token;
+}
 
 static uint64_t netsrv__kqueue_unfold(const netsrv__worker *w, uint64_t name) {
     (void)w;
