@@ -5622,7 +5622,8 @@ static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
     if (n < 0) {
         netsrv__ready_wait_failed(w, saved);
     } else {
-        w->own.event_count = (int)NETSRV_SEAM_EVENTS(w->own.events, (size_t)n, sizeof *w->own.events);
+        w->own.event_count =
+            (int)NETSRV_SEAM_EVENTS(w->own.events, (size_t)n, sizeof *w->own.events);
     }
     for (int i = 0; i < w->own.event_count; i++) {
         netsrv__ready_dispatch(w, w->own.events[i]);

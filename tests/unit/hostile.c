@@ -111,7 +111,7 @@ static void stop_when_listening(void *user, netsrv_log_level level, const char *
     }
 }
 
-/* A wait that a signal interrupts does not count as the look at the input that came before a stop. */
+/* An interrupted wait does not count as the look at the input that came before a stop. */
 static void interrupted_at_a_stop(netsrv_backend b) {
     const char *const wait_name = b == NETSRV_BACKEND_POLL ? "poll" : "epoll_wait";
     netsrv_config cfg = rig_config(b, 1);
