@@ -52,6 +52,7 @@
        [frame]    where a line ends
        [conn]     the connection: states, input, output
        [accept]   limits, placing, handing over, pausing
+       [watch]    the program's own descriptors on a worker's loop
        [epoll]    readiness poller of Linux
        [kqueue]   readiness poller of macOS and the BSDs
        [poll]     readiness poller of every POSIX system
@@ -184,6 +185,25 @@
 
        on_close tells the first reason. A close that could not send all it had is an error or a
        write timeout.
+
+   FOREIGN DESCRIPTORS
+
+       netsrv_watch puts a descriptor of the program's (a FIFO, a signalfd or inotify, the socket of
+       a database client) on the loop of the worker that calls it: best in on_worker_start, or by
+       netsrv_post. Its function runs on that worker between the callbacks of connections, and is
+       called again as long as the descriptor is ready (level-triggered). After netsrv_unwatch it is
+       not called any more, also if the kernel has reported it already.
+
+       A watch holds a duplicate. So it makes no difference to anybody else when the program closes
+       its own number first: no other descriptor that gets this number is taken for it, or lost with
+       it. But the file stays open, and is reported, until netsrv_unwatch: unwatch, then close.
+
+       A hang-up goes on for as long as it is watched: answer NETSRV_HUNG_UP, or a read of 0 bytes,
+       with netsrv_unwatch, or with netsrv_watch_change to 0 until there is a reason to look again.
+       (A FIFO that is opened for reading and writing never hangs up.)
+
+       Watches do not keep a server from stopping. They are served until the last connection of the
+       worker has ended, and are gone after on_worker_stop.
 
    STOP
 
@@ -485,6 +505,18 @@ typedef struct netsrv_conn netsrv_conn;     /* opaque; valid on its worker until
 
 /* Names a connection anywhere and for ever: worker, slot and generation. Never 0, never reused. */
 typedef uint64_t netsrv_id;
+
+/* The same for a watched descriptor. */
+typedef uint64_t netsrv_watch_id;
+
+/* What a watched descriptor is ready for. */
+#define NETSRV_READABLE 0x01u
+#define NETSRV_WRITABLE 0x04u
+#define NETSRV_HUNG_UP  0x10u /* told in any case, together with all that was asked for: the end, or
+                                 an error that the next read or write will tell */
+
+/* Called on the worker that watches `fd`, as long as it is ready. */
+typedef void netsrv_watch_fn(netsrv_server *s, unsigned worker, int fd, unsigned ready, void *arg);
 
 /* A client, as the `pick` function sees it before the connection is open. */
 typedef struct netsrv_peer {
@@ -797,6 +829,27 @@ NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
  * thread: any (NULL on a foreign one)   callback: yes */
 NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id);
 
+/* ---- foreign descriptors: on a worker's thread ----------------------------------------------- */
+
+/* Calls fn on this worker as long as `fd` is ready for what `mask` asks: NETSRV_READABLE,
+ * NETSRV_WRITABLE, both, or 0 (nothing for now). The descriptor stays the program's, a duplicate is
+ * held until netsrv_unwatch; it should be non-blocking. `watch` may be NULL. BAD_ARGUMENT: not an
+ * open descriptor. UNAVAILABLE: always ready, and not to be waited for, as a regular file is.
+ * BAD_THREAD: not a worker of this server; netsrv_post leads to one. SYSTEM: errno says why.
+ * thread: a worker   callback: yes */
+NETSRV_API netsrv_result netsrv_watch(netsrv_server *s, int fd, unsigned mask, netsrv_watch_fn *fn,
+                                      void *arg, netsrv_watch_id *watch);
+
+/* Replaces the mask. After a failure nothing is reported until the next change. GONE: not watched
+ * any more.
+ * thread: the worker that watches (else BAD_THREAD)   callback: yes */
+NETSRV_API netsrv_result netsrv_watch_change(netsrv_server *s, netsrv_watch_id watch,
+                                             unsigned mask);
+
+/* From now on fn is not called any more. GONE: that was so already.
+ * thread: the worker that watches (else BAD_THREAD)   callback: yes */
+NETSRV_API netsrv_result netsrv_unwatch(netsrv_server *s, netsrv_watch_id watch);
+
 /* ---- names ----------------------------------------------------------------------------------- */
 
 /* Texts of results and reasons, and names of choices by number. NULL beyond the last, so that
@@ -1058,7 +1111,8 @@ enum { /* the low three bits of a token */
     NETSRV__TOKEN_CONN,     /* generation << 32 | slot << 3                     */
     NETSRV__TOKEN_LISTENER, /* index of the gate << 3                           */
     NETSRV__TOKEN_WAKE,     /* nothing else                                     */
-    NETSRV__TOKEN_ARRIVAL   /* pointer to a netsrv__arrival                     */
+    NETSRV__TOKEN_ARRIVAL,  /* pointer to a netsrv__arrival                     */
+    NETSRV__TOKEN_WATCH     /* generation << 32 | slot << 3                     */
 };
 #define NETSRV__TOKEN_MASK 7u
 #define NETSRV__TOKEN_WOKEN (UINT64_C(1) << 3 | NETSRV__TOKEN_WAKE) /* ... by the queue itself */
@@ -1076,6 +1130,8 @@ enum { /* event masks and interest; the low bits have the values of poll(2) and 
 };
 _Static_assert(POLLIN == NETSRV__IN && POLLOUT == NETSRV__OUT && POLLERR == NETSRV__ERR &&
                POLLHUP == NETSRV__HUP, "poll masks are used as they are");
+_Static_assert(NETSRV_READABLE == NETSRV__IN && NETSRV_WRITABLE == NETSRV__OUT &&
+               NETSRV_HUNG_UP == NETSRV__HUP, "and so are those of watches");
 
 typedef struct netsrv__event {
     uint64_t token;
@@ -1211,6 +1267,27 @@ struct netsrv_conn {
     netsrv__addr peer;
 };
 
+/* ---- watched descriptors: owner thread only ---- */
+
+typedef struct netsrv__watch {
+    netsrv_watch_fn *fn; /* NULL: given up, and the backend has not let go of it  */
+    void *arg;
+    int fd;            /* a duplicate: its number is nobody else's while we hold it */
+    int told_fd;       /* as the program calls it                                   */
+    uint32_t gen;      /* 0 = the slot is free                                      */
+    uint32_t next;     /* slot + 1, on a list of free ones                          */
+    uint16_t wanted;   /* NETSRV__IN, NETSRV__OUT, or 0 = nothing                   */
+    uint16_t interest; /* of the backend                                            */
+} netsrv__watch;
+
+typedef struct netsrv__watches {
+    netsrv__watch *at; /* moves when it grows: name a watch by its token */
+    uint32_t count;
+    uint32_t cap;
+    uint32_t free; /* slot + 1 */
+    uint32_t left; /* the same, given up in this turn */
+} netsrv__watches;
+
 /* ---- messages: any thread to a worker ---- */
 
 typedef enum netsrv__msg_kind {
@@ -1300,7 +1377,8 @@ typedef struct netsrv__poller_ops netsrv__poller_ops;
  * life of a worker: open, then listen_start, recv_start ... in any order, wait again and again,
  * close. Results come up by name: netsrv__accept_batch or netsrv__accept_on_fd, and of connections
  * netsrv__conn_on_recv, _on_end, _on_replied, _on_unsent, _on_blocked, _on_writable, _on_sent and
- * _on_detached. A backend calls no callback of the program and changes no connection's state. */
+ * _on_detached; of foreign descriptors netsrv__watch_on_event. A backend calls no callback of the
+ * program and changes no connection's state. */
 typedef struct netsrv__io_ops {
     const char *name;
     netsrv_backend backend;
@@ -1321,6 +1399,10 @@ typedef struct netsrv__io_ops {
     /* Registers an arrival in another worker's poller and forgets it; with CAN_GIVE only. */
     int (*give)(netsrv__worker *to, netsrv__arrival *arrival);
     void (*forget)(netsrv__worker *w, int fd); /* a given one that is not wanted any more */
+    /* Brings the kernel to what watch->wanted says (0: forget it), and netsrv__watch_on_event is
+     * called in each wait in which watch->fd is ready for it, has hung up, or has failed. 0 or
+     * errno. `watch` may move after the return: netsrv__watch_token names it for ever. */
+    int (*watch)(netsrv__worker *w, netsrv__watch *watch);
     void (*wait)(netsrv__worker *w, int timeout_ms); /* one batch of results */
 } netsrv__io_ops;
 
@@ -1393,6 +1475,7 @@ struct netsrv__worker {
     int cpu;        /* to pin to, or -1 */
     pthread_t thread;
     uint32_t first_gen; /* of new slots; grows from one life of the thread to the next */
+    uint32_t watch_gen; /* of the last watch */
 
     struct { /* this thread only */
         /* what every message touches */
@@ -1416,6 +1499,7 @@ struct netsrv__worker {
         netsrv_conn *dirty;
         netsrv_conn *dead;
         netsrv__wheel wheel;
+        netsrv__watches watches;
         uint64_t retry_ms;   /* paused gates try again then; 0 = none */
         uint64_t turn_ms;    /* when this turn began */
         uint64_t turn_us;
@@ -1762,6 +1846,16 @@ static int netsrv__sys_prepared(int fd) {
 static int netsrv__sys_duplicate(int fd) {
     NETSRV__FAIL_POINT("fcntl", -1);
     return fcntl(fd, F_DUPFD_CLOEXEC, 3);
+}
+
+/* 1 for a file or directory, which is always ready; 0 for everything else; -1 and errno. */
+static int netsrv__sys_is_file(int fd) {
+    struct stat st;
+    NETSRV__FAIL_POINT("fstat", -1);
+    if (fstat(fd, &st) != 0) {
+        return -1;
+    }
+    return S_ISREG(st.st_mode) || S_ISDIR(st.st_mode) ? 1 : 0;
 }
 
 static int netsrv__sys_setsockopt(int fd, int level, int name, const void *value, socklen_t n) {
@@ -4716,6 +4810,166 @@ static void netsrv__accept_on_message(netsrv__worker *w, const netsrv__arrival *
 }
 
 /* ========================================================================== *
+ *  [watch] The program's own descriptors on a worker's loop
+ *  uses:   mem sys
+ *  thread: owner
+ * ========================================================================== */
+
+static uint64_t netsrv__watch_token(const netsrv__worker *w, const netsrv__watch *x) {
+    const uint64_t slot = (uint64_t)(x - w->own.watches.at);
+    return (uint64_t)x->gen << 32 | slot << 3 | NETSRV__TOKEN_WATCH;
+}
+
+static netsrv_watch_id netsrv__watch_id(const netsrv__worker *w, const netsrv__watch *x) {
+    const uint64_t slot = (uint64_t)(x - w->own.watches.at);
+    return (uint64_t)x->gen << 32 | (uint64_t)w->index << 22 | slot;
+}
+
+/* NULL if there is none of that generation. */
+static netsrv__watch *netsrv__watch_find(netsrv__worker *w, uint32_t slot, uint32_t gen) {
+    netsrv__watch *x = slot < w->own.watches.count ? &w->own.watches.at[slot] : NULL;
+    return x != NULL && x->gen == gen && gen != 0 ? x : NULL;
+}
+
+static netsrv__watch *netsrv__watch_of_id(netsrv__worker *w, netsrv_watch_id id) {
+    netsrv__watch *x = netsrv__watch_find(w, (uint32_t)id & (NETSRV__SLAB_MAX - 1),
+                                          (uint32_t)(id >> 32));
+    return x != NULL && x->fn != NULL ? x : NULL;
+}
+
+static bool netsrv__watch_grow(netsrv__worker *w) {
+    netsrv__watches *all = &w->own.watches;
+    const uint32_t cap = all->cap == 0 ? 8 : all->cap * 2;
+    if (cap > NETSRV__SLAB_MAX) {
+        return false;
+    }
+    netsrv__watch *at = netsrv__mem_resize(w->cfg, all->at, all->cap * sizeof *at,
+                                           cap * sizeof *at);
+    if (at == NULL) {
+        return false;
+    }
+    all->at = at;
+    all->cap = cap;
+    return true;
+}
+
+/* A slot with a generation of its own and nothing else; NULL without memory. */
+static netsrv__watch *netsrv__watch_new(netsrv__worker *w) {
+    netsrv__watches *all = &w->own.watches;
+    const uint32_t slot = all->free != 0 ? all->free - 1 : all->count;
+    if (slot == all->cap && !netsrv__watch_grow(w)) {
+        return NULL;
+    }
+    netsrv__watch *x = &all->at[slot];
+    if (slot == all->count) {
+        all->count++;
+    } else {
+        all->free = x->next;
+    }
+    memset(x, 0, sizeof *x);
+    w->watch_gen += w->watch_gen + 1 != 0 ? 1 : 2;
+    x->gen = w->watch_gen;
+    return x;
+}
+
+/* The slot is free after this turn. */
+static void netsrv__watch_free(netsrv__worker *w, netsrv__watch *x) {
+    x->gen = 0;
+    x->next = w->own.watches.left;
+    w->own.watches.left = (uint32_t)(x - w->own.watches.at) + 1;
+}
+
+/* Lets go of it in the backend, then of the duplicate: an item of a poller outlives the descriptor
+ * by which it was made as long as the program has the file open. If the backend does not let go,
+ * the next event tries again. */
+static int netsrv__watch_drop(netsrv__worker *w, netsrv__watch *x) {
+    x->fn = NULL;
+    x->wanted = 0;
+    const int error = w->io->watch(w, x);
+    if (error == 0) {
+        netsrv__sys_close(x->fd);
+        netsrv__watch_free(w, x);
+    }
+    return error;
+}
+
+/* Watches `fd`, which is ours from now on, also if this fails; *id is 0 then. 0 or errno. */
+static int netsrv__watch_add(netsrv__worker *w, int fd, netsrv__watch settings,
+                             netsrv_watch_id *id) {
+    netsrv__watch *x = netsrv__watch_new(w);
+    *id = 0;
+    if (x == NULL) {
+        netsrv__sys_close(fd);
+        return ENOMEM;
+    }
+    settings.gen = x->gen;
+    settings.fd = fd;
+    *x = settings;
+    const int error = w->io->watch(w, x);
+    if (error != 0) {
+        netsrv__watch_drop(w, x);
+        return error;
+    }
+    *id = netsrv__watch_id(w, x);
+    return 0;
+}
+
+static int netsrv__watch_change(netsrv__worker *w, netsrv__watch *x, unsigned mask) {
+    x->wanted = (uint16_t)mask;
+    return w->io->watch(w, x);
+}
+
+/* Backends report here; the table may have grown or shrunk when the program returns. */
+static void netsrv__watch_on_event(netsrv__worker *w, uint64_t token, uint32_t mask) {
+    netsrv__watch *x = netsrv__watch_find(w, (uint32_t)token >> 3, (uint32_t)(token >> 32));
+    NETSRV__ASSERT_OWNER(w);
+    if (x == NULL) {
+        NETSRV__COUNT(w, stale, 1);
+        return;
+    }
+    if (x->fn == NULL) {
+        netsrv__watch_drop(w, x);
+        return;
+    }
+    if (x->wanted == 0) {
+        w->io->watch(w, x); /* late, or the backend did not obey */
+        return;
+    }
+    unsigned ready = mask & x->wanted;
+    if ((mask & ~(uint32_t)(NETSRV__IN | NETSRV__OUT)) != 0) {
+        ready = x->wanted | NETSRV_HUNG_UP;
+    }
+    if (ready != 0) {
+        x->fn(w->srv, w->index, x->told_fd, ready, x->arg);
+    }
+}
+
+/* At the end of a turn: slots may be used again when no event of the batch can name them. */
+static void netsrv__watch_bury(netsrv__worker *w) {
+    netsrv__watches *all = &w->own.watches;
+    while (all->left != 0) {
+        netsrv__watch *x = &all->at[all->left - 1];
+        const uint32_t next = x->next;
+        x->next = all->free;
+        all->free = all->left;
+        all->left = next;
+    }
+}
+
+/* At the end of the thread. */
+static void netsrv__watch_discard(netsrv__worker *w) {
+    netsrv__watches *all = &w->own.watches;
+    for (uint32_t slot = 0; slot < all->count; slot++) {
+        netsrv__watch *x = &all->at[slot];
+        if (x->gen != 0 && netsrv__watch_drop(w, x) != 0) {
+            netsrv__sys_close(x->fd); /* the poller itself is closed next */
+        }
+    }
+    netsrv__mem_free(w->cfg, all->at, all->cap * sizeof *all->at);
+    memset(all, 0, sizeof *all);
+}
+
+/* ========================================================================== *
  *  [epoll] Readiness poller of Linux
  *  uses:   sys mailbox
  *  thread: set = any; the rest = a member of the group
@@ -4833,10 +5087,13 @@ static uint64_t netsrv__kqueue_fold(uint64_t token) {
 
 static uint64_t netsrv__kqueue_unfold(const netsrv__worker *w, uint64_t name) {
     const uint32_t low = (uint32_t)name & ((1u << NETSRV__KQUEUE_SLOT_BITS) - 1);
-    if ((name & NETSRV__TOKEN_MASK) != NETSRV__TOKEN_CONN) {
+    const unsigned kind = (unsigned)name & NETSRV__TOKEN_MASK;
+    if (kind != NETSRV__TOKEN_CONN && kind != NETSRV__TOKEN_WATCH) {
         return name;
     }
-    const uint32_t gen = netsrv__slab_at(&w->own.slab, low >> 3)->gen;
+    const uint32_t gen = kind == NETSRV__TOKEN_WATCH
+                             ? w->own.watches.at[low >> 3].gen
+                             : netsrv__slab_at(&w->own.slab, low >> 3)->gen;
     const uint32_t late = (gen ^ (uint32_t)name >> NETSRV__KQUEUE_SLOT_BITS) & 127u;
     return (uint64_t)(late != 0 ? gen - 1 : gen) << 32 | low;
 }
@@ -5191,7 +5448,7 @@ static const netsrv__poller_ops netsrv__poll_poller = {
 
 /* ========================================================================== *
  *  [ready] Turns readiness into results, once for every poller
- *  uses:   log mem util sys out timer mailbox conn accept
+ *  uses:   log mem util sys out timer mailbox conn accept watch
  *  thread: owner; give = any
  * ========================================================================== */
 
@@ -5563,6 +5820,21 @@ static void netsrv__ready_arrival(netsrv__worker *w, netsrv__arrival *arrival) {
     }
 }
 
+/* A change that fails leaves nothing behind: a kqueue may have made a part of it. */
+static int netsrv__ready_foreign(netsrv__worker *w, netsrv__watch *x) {
+    const netsrv__poller_ops *poller = w->io->poller;
+    const uint64_t token = netsrv__watch_token(w, x);
+    const unsigned from = x->interest;
+    const unsigned to = x->wanted != 0 ? NETSRV__KEEP | x->wanted : 0;
+    const int error = from != to ? poller->set(w->group, x->fd, token, from, to) : 0;
+    if (error == 0) {
+        x->interest = (uint16_t)to;
+    } else if (from != 0 && to != 0 && poller->set(w->group, x->fd, token, from | to, 0) == 0) {
+        x->interest = 0;
+    }
+    return error;
+}
+
 /* At a stop, every member of a group must see its wake-up: it stays. */
 static void netsrv__ready_wake(netsrv__worker *w) {
     NETSRV__COUNT(w, wakes, 1);
@@ -5580,6 +5852,9 @@ static void netsrv__ready_dispatch_other(netsrv__worker *w, netsrv__event event)
         break;
     case NETSRV__TOKEN_ARRIVAL:
         netsrv__ready_arrival(w, (netsrv__arrival *)(uintptr_t)value);
+        break;
+    case NETSRV__TOKEN_WATCH:
+        netsrv__watch_on_event(w, event.token, event.mask);
         break;
     default:
         netsrv__ready_wake(w);
@@ -5640,7 +5915,8 @@ static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
     .listen_start = netsrv__ready_listen_start, .listen_stop = netsrv__ready_listen_stop,          \
     .recv_start = netsrv__ready_update, .recv_stop = netsrv__ready_update,                         \
     .reply = netsrv__ready_reply, .send = netsrv__ready_send, .detach = netsrv__ready_detach,      \
-    .give = netsrv__ready_give, .forget = netsrv__ready_forget, .wait = netsrv__ready_wait
+    .give = netsrv__ready_give, .forget = netsrv__ready_forget,                                    \
+    .watch = netsrv__ready_foreign, .wait = netsrv__ready_wait
 
 /* ========================================================================== *
  *  [backend] The backends of this build, best first
@@ -5823,7 +6099,7 @@ static const netsrv__place_ops *netsrv__place_find(netsrv_place place) {
 
 /* ========================================================================== *
  *  [worker] The turn, the mail, the phases of leaving, the thread
- *  uses:   log mem util sys net slab out timer mailbox conn accept
+ *  uses:   log mem util sys net slab out timer mailbox conn accept watch
  *  thread: owner
  * ========================================================================== */
 
@@ -6086,6 +6362,7 @@ static bool netsrv__worker_turn(netsrv__worker *w) {
     netsrv__accept_check_paused(w);
     netsrv__conn_settle_dirty(w);
     netsrv__worker_bury_dead(w);
+    netsrv__watch_bury(w);
     netsrv__worker_end_turn(w);
     return netsrv__worker_step_phase(w);
 }
@@ -6112,6 +6389,7 @@ static int netsrv__worker_open(netsrv__worker *w) {
 
 static void netsrv__worker_close(netsrv__worker *w) {
     NETSRV_ASSERT(w->own.slab.live == 0);
+    netsrv__watch_discard(w);
     w->io->close(w);
     w->first_gen = netsrv__slab_next_gen(&w->own.slab, w->first_gen);
     netsrv__slab_discard(&w->own.slab, w->cfg);
@@ -7016,7 +7294,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 /* ========================================================================== *
  *  [public] The functions of the declarations: check, then hand down
- *  uses:   log mem sys net out mailbox conn server defaults
+ *  uses:   log mem sys net out mailbox conn watch server defaults
  *  thread: as declared
  * ========================================================================== */
 
@@ -7395,6 +7673,92 @@ NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id) {
     }
     netsrv_conn *c = netsrv__conn_of_id(w, id);
     return c != NULL && c->state < NETSRV__CLOSING ? c : NULL;
+}
+
+/* ---- foreign descriptors ---- */
+
+static bool netsrv__public_is_mask(unsigned mask) {
+    return (mask & ~(NETSRV_READABLE | NETSRV_WRITABLE)) == 0;
+}
+
+/* What went wrong with a descriptor; SYSTEM leaves the errno. */
+static netsrv_result netsrv__public_watched(int error) {
+    errno = error != 0 ? error : errno;
+    switch (error) {
+    case 0:
+        return NETSRV_OK;
+    case EBADF:
+        return NETSRV_BAD_ARGUMENT;
+    case ENOMEM:
+        return NETSRV_NO_MEMORY;
+    case EPERM: /* epoll_ctl(2); the others are what kqueues say */
+    case EINVAL:
+    case ENODEV:
+    case EOPNOTSUPP:
+        return NETSRV_UNAVAILABLE;
+    default:
+        return NETSRV_SYSTEM;
+    }
+}
+
+NETSRV_API netsrv_result netsrv_watch(netsrv_server *s, int fd, unsigned mask, netsrv_watch_fn *fn,
+                                      void *arg, netsrv_watch_id *watch) {
+    netsrv_watch_id ignored;
+    netsrv__watch settings;
+    netsrv__worker *w = netsrv__self;
+    if (w == NULL || w->srv != s || !w->serves) {
+        return NETSRV_BAD_THREAD;
+    }
+    if (fn == NULL || !netsrv__public_is_mask(mask)) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    const int file = netsrv__sys_is_file(fd);
+    if (file != 0) {
+        return file > 0 ? NETSRV_UNAVAILABLE : netsrv__public_watched(errno);
+    }
+    const int own_fd = netsrv__sys_duplicate(fd);
+    if (own_fd < 0) {
+        return netsrv__public_watched(errno);
+    }
+    memset(&settings, 0, sizeof settings);
+    settings.fn = fn;
+    settings.arg = arg;
+    settings.told_fd = fd;
+    settings.wanted = (uint16_t)mask;
+    return netsrv__public_watched(
+        netsrv__watch_add(w, own_fd, settings, watch != NULL ? watch : &ignored));
+}
+
+/* The watch, or why there is none. */
+static netsrv_result netsrv__public_find_watch(netsrv_server *s, netsrv_watch_id id,
+                                               netsrv__watch **x) {
+    netsrv__worker *w = netsrv__server_worker_of(s, id);
+    *x = NULL;
+    if (w != NULL && netsrv__self != w) {
+        return NETSRV_BAD_THREAD;
+    }
+    *x = w != NULL ? netsrv__watch_of_id(w, id) : NULL;
+    return *x != NULL ? NETSRV_OK : NETSRV_GONE;
+}
+
+NETSRV_API netsrv_result netsrv_watch_change(netsrv_server *s, netsrv_watch_id watch,
+                                             unsigned mask) {
+    netsrv__watch *x;
+    if (!netsrv__public_is_mask(mask)) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    const netsrv_result result = netsrv__public_find_watch(s, watch, &x);
+    return result == NETSRV_OK ? netsrv__public_watched(netsrv__watch_change(netsrv__self, x, mask))
+                               : result;
+}
+
+NETSRV_API netsrv_result netsrv_unwatch(netsrv_server *s, netsrv_watch_id watch) {
+    netsrv__watch *x;
+    const netsrv_result result = netsrv__public_find_watch(s, watch, &x);
+    if (result == NETSRV_OK) {
+        netsrv__watch_drop(netsrv__self, x);
+    }
+    return result;
 }
 
 /* ---- names ---- */

@@ -92,7 +92,8 @@ static const kind kinds[] = {
     { "getsockopt", 0, { EBADF, EFAULT, EINVAL, ENOPROTOOPT, ENOTSOCK } },
     { "getsockname", 0, { EBADF, EFAULT, EINVAL, ENOBUFS, ENOTSOCK } },
     { "getpeername", 0, { EBADF, EFAULT, EINVAL, ENOBUFS, ENOTCONN, ENOTSOCK } },
-    { "fcntl", 0, { EBADF, EINVAL, EPERM, EACCES } },
+    { "fcntl", 0, { EBADF, EINVAL, EPERM, EACCES, EMFILE } },
+    { "fstat", FREE, { EBADF, ENOMEM, EOVERFLOW } },
     { "socket", 0,
       { EACCES, EAFNOSUPPORT, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTONOSUPPORT } },
     { "bind", 0,
@@ -809,6 +810,81 @@ static void do_across(run *r) {
     }
 }
 
+/* A pipe on the loop of worker 0, whose bytes go to the client. */
+static struct {
+    int ends[2];
+    netsrv_watch_id id;
+    atomic_int result; /* of the last netsrv_watch; -1 while it is awaited */
+} pipe_line;
+
+static void pass_on(netsrv_server *s, unsigned worker, int fd, unsigned ready, void *arg) {
+    char text[64];
+    (void)worker;
+    (void)ready;
+    (void)arg;
+    const ssize_t n = read(fd, text, sizeof text);
+    if (n > 0) {
+        netsrv_send_to(s, atomic_load(&across_id), text, (size_t)n);
+    } else {
+        netsrv_unwatch(s, pipe_line.id);
+    }
+}
+
+static void watch_pipe(netsrv_server *s, unsigned worker, void *arg) {
+    (void)worker;
+    (void)arg;
+    const netsrv_result result = netsrv_watch(s, pipe_line.ends[0], NETSRV_READABLE, pass_on, NULL,
+                                              &pipe_line.id);
+    atomic_store(&pipe_line.result, (int)result);
+}
+
+/* True once the pipe is watched: a refusal is an answer, and the program asks again. */
+static bool watched(run *r) {
+    int result = -1;
+    for (int i = 0; i < 4 && result != NETSRV_OK; i++) {
+        atomic_store(&pipe_line.result, -1);
+        if (netsrv_post(r->s, 0, watch_pipe, NULL) == NETSRV_OK) {
+            AWAIT(r, atomic_load(&pipe_line.result) >= 0);
+        }
+        result = atomic_load(&pipe_line.result);
+        if (result == NETSRV_BAD_THREAD) {
+            problem(r, "netsrv_watch answers %s; ", netsrv_result_text(result));
+        }
+    }
+    return result == NETSRV_OK;
+}
+
+static void cfg_watch(netsrv_config *cfg) {
+    cfg->on_open = tell_id;
+    cfg->workers = 1;
+    REQUIRE(port_pipe(pipe_line.ends) == 0);
+    fcntl(pipe_line.ends[0], F_SETFL, O_NONBLOCK);
+}
+
+static void close_pipe_line(void) {
+    for (int i = 0; i < 2; i++) {
+        if (pipe_line.ends[i] > 0) {
+            close(pipe_line.ends[i]);
+            pipe_line.ends[i] = 0;
+        }
+    }
+}
+
+static void do_watch(run *r) {
+    client c = dial(r);
+    speak(r, &c, "here");
+    if (!c.cut && watched(r)) {
+        if (write(pipe_line.ends[1], "through the pipe", 16) == 16) {
+            hear_text(r, &c, "through the pipe");
+        }
+    } else {
+        lost(r, &c, ECONNRESET);
+    }
+    close(pipe_line.ends[1]); /* given up when its end is read, or by the stop */
+    pipe_line.ends[1] = 0;
+    hang_up(&c);
+}
+
 static void resume_by_id(netsrv_server *s, unsigned worker, void *arg) {
     (void)worker;
     (void)arg;
@@ -959,6 +1035,7 @@ static const struct scenario {
     { "unix", cfg_unix, do_many, BY_UNIX },
     { "abstract", cfg_abstract, do_speak, BY_UNIX },
     { "across", cfg_across, do_across, NO_PROBE },
+    { "watch", cfg_watch, do_watch, 0 },
     { "pause", cfg_pause, do_pause, 0 },
     { "linger", cfg_linger, do_linger, 0 },
     { "abort", cfg_abort, do_abort, 0 },
@@ -1115,6 +1192,7 @@ static void play(const plan *p, report *out, uint64_t seed) {
     if (inherited_fd >= 0) {
         close(inherited_fd);
     }
+    close_pipe_line();
     if (r.unix_name != NULL && r.unix_name[0] == '/') {
         unlink(r.unix_name);
     }
