@@ -141,7 +141,12 @@
        you close in its own callback is closed after the callback, and on_close follows once.
 
        From any other thread use an id (netsrv_get_id): netsrv_send_to, netsrv_close_id,
-       netsrv_abort_id, netsrv_post. An id that names a closed connection is harmless for ever.
+       netsrv_abort_id, netsrv_post, netsrv_post_all. An id that names a closed connection is
+       harmless for ever.
+
+       What a worker has of its own (a cache, a database connection) is made in on_worker_start,
+       ended in on_worker_stop, and found through netsrv_get_worker_data: no lock, no thread-local
+       variable.
 
        A handler that blocks delays the other connections of its worker. New ones go elsewhere.
 
@@ -205,6 +210,22 @@
        Watches do not keep a server from stopping. They are served until the last connection of the
        worker has ended, and are gone after on_worker_stop.
 
+   TIMERS
+
+       netsrv_timer_start calls a function of the program's on the same worker: once, or again and
+       again. The timer is a struct of the program's, usually a part of what it is for, so that
+       setting and stopping allocate nothing; both cost the same with one timer set and with a
+       million. A call is never early, and late by the turn that is under way; no more than 1024 are
+       made in a turn, the rest in the next, so that many at once do not hold up the connections.
+       Calls of the same millisecond come in no particular order.
+
+       A call may set and stop any timer of its worker, itself included, also one that is due in the
+       same turn: one that was stopped is not called. A timer that is called once is free from its
+       call on; a repeated one is set for its next time before it is called.
+
+       Timers hold up no stop. They are called until their worker ends; what is still set then is
+       taken back without a call, before on_worker_stop.
+
    STOP
 
        netsrv_stop returns at once; netsrv_wait waits for the end. In between: every thread
@@ -249,13 +270,13 @@
 
        Timeouts are never early. idle_timeout_ms counts from the last byte in either direction, so
        a peer that sends a byte now and then is not idle; bound such peers by input_max_bytes, or
-       close them from a timer of your own. The wheel costs nothing for each byte.
+       close them from a timer. The wheel costs nothing for each byte.
 
    MEMORY
 
        An idle connection needs 200 bytes (64-bit) and no buffer. A worker has one receive buffer
-       (recv_buffer_bytes), a reply buffer of 64 KiB from the first gathered reply on, and the wheel
-       (6 KiB). Slots are kept for reuse until the stop.
+       (recv_buffer_bytes), a reply buffer of 64 KiB from the first gathered reply on, and two
+       wheels of timers (6 KiB each). Slots are kept for reuse until the stop.
 
    NUMBERS
 
@@ -517,6 +538,27 @@ typedef uint64_t netsrv_watch_id;
 
 /* Called on the worker that watches `fd`, as long as it is ready. */
 typedef void netsrv_watch_fn(netsrv_server *s, unsigned worker, int fd, unsigned ready, void *arg);
+
+/* What the library keeps in objects of the program's. All zero at first; not for the program. */
+typedef struct netsrv_link {
+    struct netsrv_link *next; /* circular; NULL = on no list */
+    struct netsrv_link *prev;
+} netsrv_link;
+
+typedef struct netsrv_deadline {
+    netsrv_link link;
+    uint64_t deadline_ms;
+} netsrv_deadline;
+
+/* A timer of one worker, to be embedded in whatever it belongs to: netsrv_timer t = {.fn = f}.
+ * 56 bytes (32 with 32-bit pointers). Its memory must stay where it is while the timer is set. */
+typedef struct netsrv_timer {
+    void (*fn)(netsrv_server *s, unsigned worker, struct netsrv_timer *t); /* when it is due */
+    void *arg;          /* the program's */
+    netsrv_deadline at; /* the library's, and all that follows */
+    void *owner;
+    uint32_t period_ms;
+} netsrv_timer;
 
 /* A client, as the `pick` function sees it before the connection is open. */
 typedef struct netsrv_peer {
@@ -804,6 +846,24 @@ NETSRV_API unsigned netsrv_get_listener(const netsrv_conn *c);
 NETSRV_API int netsrv_get_fd(const netsrv_conn *c);
 NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *stats);
 
+/* ---- timers of a worker ---------------------------------------------------------------------- */
+
+/* Sets a timer of the calling worker: t->fn is called once after delay_ms, never early, and with
+ * period_ms != 0 again every period_ms, counted from the first time; times that a busy worker
+ * missed are left out. A timer that is set already is set anew. BAD_ARGUMENT without fn, BAD_THREAD
+ * on any other thread than a worker's (one that is set belongs to the worker that set it), STOPPED
+ * from on_worker_stop on.
+ * thread: a worker's   callback: yes, also in the timer's own */
+NETSRV_API netsrv_result netsrv_timer_start(netsrv_server *s, netsrv_timer *t, uint32_t delay_ms,
+                                            uint32_t period_ms);
+
+/* Takes it back: from here on it is not called, even if it is due already, and its memory is the
+ * program's again. Does nothing if it is not set. Whether it is set (a timer that is called once is
+ * not, from its call on).
+ * thread: the worker that set it   callback: yes, also in the timer's own */
+NETSRV_API void netsrv_timer_stop(netsrv_timer *t);
+NETSRV_API bool netsrv_timer_is_set(const netsrv_timer *t);
+
 /* ---- from any thread ------------------------------------------------------------------------- */
 
 /* Sends a copy to a connection named by id. OK means handed to its worker (or queued, if this is
@@ -824,6 +884,19 @@ NETSRV_API netsrv_result netsrv_abort_id(netsrv_server *s, netsrv_id id);
 NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
                                      void (*fn)(netsrv_server *s, unsigned worker, void *arg),
                                      void *arg);
+
+/* The same on every worker, or on none: QUEUE_FULL if one mailbox is full, STOPPED if one worker
+ * has ended. Only NO_MEMORY may have reached some of them.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_post_all(netsrv_server *s,
+                                         void (*fn)(netsrv_server *s, unsigned worker, void *arg),
+                                         void *arg);
+
+/* The program's pointer of one worker, NULL at first, kept over a restart. BAD_ARGUMENT, and NULL,
+ * if there is no such worker. There is no lock: once threads run, it is for that worker's own.
+ * thread: the worker's; any while none runs   callback: yes */
+NETSRV_API netsrv_result netsrv_set_worker_data(netsrv_server *s, unsigned worker, void *data);
+NETSRV_API void *netsrv_get_worker_data(const netsrv_server *s, unsigned worker);
 
 /* The connection behind an id, if the calling thread owns it and it is open; else NULL.
  * thread: any (NULL on a foreign one)   callback: yes */
@@ -1083,6 +1156,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__WHEEL_SLOTS (1u << NETSRV__WHEEL_BITS)
 #define NETSRV__WHEEL_LEVELS 6         /* 64^6 milliseconds: two years */
 #define NETSRV__STOP_TURNS 16          /* turns that a stop leaves for input already there */
+#define NETSRV__TIMERS_PER_TURN 1024   /* calls of the program's timers before the others' turn */
 
 /* ========================================================================== *
  *  [types] Every internal struct and enum, the three table types
@@ -1100,10 +1174,7 @@ typedef _Atomic uint64_t netsrv__counter;
 typedef _Atomic size_t netsrv__counter;
 #endif
 
-typedef struct netsrv__link {
-    struct netsrv__link *next; /* circular; NULL = on no list */
-    struct netsrv__link *prev;
-} netsrv__link;
+typedef netsrv_link netsrv__link;
 
 /* ---- tokens: what the kernel gives back with an event ---- */
 
@@ -1182,10 +1253,7 @@ typedef struct netsrv__input {
     unsigned char bytes[];
 } netsrv__input;
 
-typedef struct netsrv__timer {
-    netsrv__link link;
-    uint64_t deadline_ms;
-} netsrv__timer;
+typedef netsrv_deadline netsrv__timer;
 
 typedef struct netsrv__wheel {
     uint64_t now_ms; /* everything up to here has been returned */
@@ -1316,6 +1384,7 @@ typedef struct netsrv__mailbox {
     netsrv__msg *filling; /* under the lock */
     size_t count;
     size_t cap;
+    size_t promised; /* messages that will come: they count for the limit, and nobody leaves */
     bool open;
     netsrv__link given;    /* arrivals that are in the owner's poller */
     atomic_bool waiting;   /* count != 0; a hint without the lock */
@@ -1474,6 +1543,7 @@ struct netsrv__worker {
     bool serves;    /* false for an acceptor */
     int cpu;        /* to pin to, or -1 */
     pthread_t thread;
+    void *data;     /* the program's */
     uint32_t first_gen; /* of new slots; grows from one life of the thread to the next */
     uint32_t watch_gen; /* of the last watch */
 
@@ -1508,6 +1578,9 @@ struct netsrv__worker {
         unsigned stop_turns;
         unsigned accept_failures; /* in a row */
         bool opened; /* io->open succeeded */
+        bool timers_over; /* no timer of the program's is set any more */
+        netsrv__wheel timers; /* the program's */
+        netsrv__link due;     /* ... whose time has come, and whose call has not */
     } own;
 
     /* Any thread. */
@@ -3170,6 +3243,65 @@ static void netsrv__timer_advance(netsrv__wheel *wheel, uint64_t now_ms, netsrv_
     }
 }
 
+static netsrv_timer *netsrv__timer_of_link(netsrv__link *link) {
+    return (netsrv_timer *)(void *)((char *)link - offsetof(netsrv_timer, at.link));
+}
+
+/* The present is asked for, since a callback may have taken seconds since the turn began; the
+ * rounding of the clock must not make the timer early. */
+static void netsrv__timer_set(netsrv__worker *w, netsrv_timer *t, uint32_t delay_ms,
+                              uint32_t period_ms) {
+    netsrv__wheel *wheel = &w->own.timers;
+    const uint64_t now = netsrv__sys_now_ms();
+    netsrv__timer_stop(wheel, &t->at);
+    if (wheel->count == 0 && now > wheel->now_ms) {
+        wheel->now_ms = now; /* an empty one stands still */
+    }
+    t->owner = w;
+    t->period_ms = period_ms;
+    netsrv__timer_start(wheel, &t->at, now + delay_ms + 1);
+}
+
+/* The next time of a repeated one: a multiple of its period from the first, so that it does not
+ * drift, and in the future, so that a pause is not followed by a burst. */
+static uint64_t netsrv__timer_again(const netsrv_timer *t, uint64_t now_ms) {
+    const uint64_t late = now_ms > t->at.deadline_ms ? now_ms - t->at.deadline_ms : 0;
+    return t->at.deadline_ms + (late / t->period_ms + 1) * t->period_ms;
+}
+
+/* Calls what is due. What a callback sets is due in the next millisecond at the earliest, and what
+ * it stops is on the list of due ones no more. */
+static void netsrv__timer_run(netsrv__worker *w) {
+    netsrv__wheel *wheel = &w->own.timers;
+    if (wheel->count == 0) {
+        return;
+    }
+    netsrv__timer_advance(wheel, w->own.now_ms, &w->own.due);
+    for (unsigned i = 0; i < NETSRV__TIMERS_PER_TURN && w->own.due.next != &w->own.due; i++) {
+        netsrv_timer *t = netsrv__timer_of_link(w->own.due.next);
+        netsrv__timer_stop(wheel, &t->at);
+        if (t->period_ms != 0) {
+            netsrv__timer_start(wheel, &t->at, netsrv__timer_again(t, w->own.now_ms));
+        }
+        t->fn(w->srv, w->index, t);
+    }
+}
+
+/* At the end of the thread: none is set any more, and none will be. */
+static void netsrv__timer_clear(netsrv__worker *w) {
+    netsrv__wheel *wheel = &w->own.timers;
+    w->own.timers_over = true;
+    for (unsigned i = 0; i < NETSRV__WHEEL_LEVELS * NETSRV__WHEEL_SLOTS; i++) {
+        netsrv__link *slot = &wheel->slots[i / NETSRV__WHEEL_SLOTS][i % NETSRV__WHEEL_SLOTS];
+        while (slot->next != slot) {
+            netsrv__timer_stop(wheel, &netsrv__timer_of_link(slot->next)->at);
+        }
+    }
+    while (w->own.due.next != &w->own.due) {
+        netsrv__timer_stop(wheel, &netsrv__timer_of_link(w->own.due.next)->at);
+    }
+}
+
 /* Every backend calls this right after its kernel wait: the turn begins here. */
 static void netsrv__timer_woke(netsrv__worker *w) {
     w->own.turn_us = netsrv__sys_now_us();
@@ -3257,7 +3389,7 @@ static netsrv_result netsrv__mailbox_append(netsrv__mailbox *box, const netsrv_c
     if (!box->open) {
         return NETSRV_STOPPED;
     }
-    if (!force && box->count >= cfg->mailbox_max_count) {
+    if (!force && box->count + box->promised >= cfg->mailbox_max_count) {
         return NETSRV_QUEUE_FULL;
     }
     if (box->count == box->cap && !netsrv__mailbox_grow(box, cfg)) {
@@ -3281,6 +3413,58 @@ static netsrv_result netsrv__mailbox_post(netsrv__worker *to, const netsrv__msg 
     if (result == NETSRV_OK && empty) {
         /* The owner sees this message, or the wake-up, or both: never neither. */
         netsrv__mailbox_wake(&to->group->wake);
+    }
+    return result;
+}
+
+static netsrv_result netsrv__mailbox_promise(netsrv__worker *to) {
+    netsrv__mailbox *box = &to->mailbox;
+    netsrv_result result = NETSRV_OK;
+    NETSRV_SEAM_POINT("post");
+    pthread_mutex_lock(&box->lock);
+    if (!box->open) {
+        result = NETSRV_STOPPED;
+    } else if (box->count + box->promised >= to->cfg->mailbox_max_count) {
+        result = NETSRV_QUEUE_FULL;
+    } else {
+        box->promised++;
+    }
+    pthread_mutex_unlock(&box->lock);
+    return result;
+}
+
+/* Makes a promise true, also where the box was shut meanwhile, or takes it back (NULL). Either way
+ * the owner is woken: it may be waiting for this to leave. */
+static netsrv_result netsrv__mailbox_keep_promise(netsrv__worker *to, const netsrv__msg *msg) {
+    netsrv__mailbox *box = &to->mailbox;
+    netsrv_result result = NETSRV_OK;
+    NETSRV_SEAM_POINT("posted");
+    pthread_mutex_lock(&box->lock);
+    box->promised--;
+    if (msg != NULL) {
+        const bool open = box->open;
+        box->open = true;
+        result = netsrv__mailbox_append(box, to->cfg, msg, true);
+        box->open = open;
+    }
+    pthread_mutex_unlock(&box->lock);
+    netsrv__mailbox_wake(&to->group->wake);
+    return result;
+}
+
+/* To all of them, or, unless memory runs out, to none. No two boxes are locked at once. */
+static netsrv_result netsrv__mailbox_post_all(netsrv__worker *workers, unsigned count,
+                                              const netsrv__msg *msg) {
+    netsrv_result result = NETSRV_OK;
+    unsigned promised = 0;
+    while (promised < count && result == NETSRV_OK) {
+        result = netsrv__mailbox_promise(&workers[promised]);
+        promised += result == NETSRV_OK ? 1 : 0;
+    }
+    msg = result == NETSRV_OK ? msg : NULL;
+    for (unsigned i = 0; i < promised; i++) {
+        const netsrv_result kept = netsrv__mailbox_keep_promise(&workers[i], msg);
+        result = kept != NETSRV_OK ? kept : result;
     }
     return result;
 }
@@ -3340,11 +3524,11 @@ static netsrv__arrival *netsrv__mailbox_take_given(netsrv__mailbox *box) {
     return arrival;
 }
 
-/* Refuses later posts; true if nothing is inside. What is, is still to be taken. */
+/* Refuses later posts; true if nothing is inside or promised. What is, is still to be taken. */
 static bool netsrv__mailbox_shut(netsrv__mailbox *box) {
     pthread_mutex_lock(&box->lock);
     box->open = false;
-    const bool empty = box->count == 0;
+    const bool empty = box->count + box->promised == 0;
     pthread_mutex_unlock(&box->lock);
     return empty;
 }
@@ -6144,6 +6328,7 @@ static void netsrv__worker_read_mail(netsrv__worker *w) {
 
 static void netsrv__worker_run_timers(netsrv__worker *w) {
     netsrv__link expired;
+    netsrv__timer_run(w);
     if (w->own.wheel.count == 0) {
         return;
     }
@@ -6340,10 +6525,12 @@ static uint64_t netsrv__worker_stop_deadline(const netsrv__worker *w) {
 
 /* How long the turn may sleep: not at all with work left over, for ever without timers. */
 static int netsrv__worker_sleep_ms(netsrv__worker *w) {
-    if (w->own.dirty != NULL || w->own.phase == NETSRV__QUIET) {
+    if (w->own.dirty != NULL || w->own.phase == NETSRV__QUIET || w->own.due.next != &w->own.due) {
         return 0;
     }
+    const uint64_t timer = netsrv__timer_next(&w->own.timers);
     uint64_t at = netsrv__timer_next(&w->own.wheel);
+    at = timer < at ? timer : at;
     if (w->own.retry_ms != 0 && w->own.retry_ms < at) {
         at = w->own.retry_ms;
     }
@@ -6375,6 +6562,8 @@ static int netsrv__worker_open(netsrv__worker *w) {
     w->own.random = w->srv->seed[0] ^ ((uint64_t)(w->index + 1) * UINT64_C(0x9e3779b97f4a7c15));
     w->own.random += w->own.random == 0 ? 1 : 0;
     netsrv__timer_init(&w->own.wheel, w->own.now_ms);
+    netsrv__timer_init(&w->own.timers, w->own.now_ms);
+    netsrv__util_list_init(&w->own.due);
     if (!w->serves) {
         return w->io->open(w);
     }
@@ -6465,6 +6654,7 @@ static void netsrv__worker_serve(netsrv__worker *w) {
     netsrv__worker_report_ready(w, netsrv__worker_watch(w));
     while (netsrv__worker_turn(w)) {
     }
+    netsrv__timer_clear(w);
     if (w->serves && w->cfg->on_worker_stop != NULL) {
         w->cfg->on_worker_stop(w->srv, w->index);
     }
@@ -7294,7 +7484,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 /* ========================================================================== *
  *  [public] The functions of the declarations: check, then hand down
- *  uses:   log mem sys net out mailbox conn watch server defaults
+ *  uses:   log mem sys net out timer mailbox conn watch server defaults
  *  thread: as declared
  * ========================================================================== */
 
@@ -7582,6 +7772,37 @@ NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *s
     stats->queued_bytes = netsrv__conn_queued(c->worker, c) + c->sending;
 }
 
+/* ---- timers ---- */
+
+NETSRV_API netsrv_result netsrv_timer_start(netsrv_server *s, netsrv_timer *t, uint32_t delay_ms,
+                                            uint32_t period_ms) {
+    netsrv__worker *w = netsrv__self;
+    if (t->fn == NULL) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    const bool set = netsrv__timer_armed(&t->at);
+    if (w == NULL || w->srv != s || !w->serves || (set && t->owner != w)) {
+        return NETSRV_BAD_THREAD;
+    }
+    if (w->own.timers_over) {
+        return NETSRV_STOPPED;
+    }
+    netsrv__timer_set(w, t, delay_ms, period_ms);
+    return NETSRV_OK;
+}
+
+NETSRV_API void netsrv_timer_stop(netsrv_timer *t) {
+    netsrv__worker *w = t->owner;
+    if (netsrv__timer_armed(&t->at)) {
+        NETSRV__ASSERT_OWNER(w);
+        netsrv__timer_stop(&w->own.timers, &t->at);
+    }
+}
+
+NETSRV_API bool netsrv_timer_is_set(const netsrv_timer *t) {
+    return netsrv__timer_armed(&t->at);
+}
+
 /* ---- from any thread ---- */
 
 static netsrv_result netsrv__public_post(netsrv_server *s, netsrv_id id, netsrv__msg_kind kind,
@@ -7664,6 +7885,32 @@ NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
     msg.as.call.fn = fn;
     msg.as.call.arg = arg;
     return netsrv__mailbox_post(&s->workers[worker], &msg, false);
+}
+
+NETSRV_API netsrv_result netsrv_post_all(netsrv_server *s,
+                                         void (*fn)(netsrv_server *s, unsigned worker, void *arg),
+                                         void *arg) {
+    netsrv__msg msg;
+    if (fn == NULL) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    memset(&msg, 0, sizeof msg);
+    msg.kind = NETSRV__MSG_CALL;
+    msg.as.call.fn = fn;
+    msg.as.call.arg = arg;
+    return netsrv__mailbox_post_all(s->workers, s->cfg.workers, &msg);
+}
+
+NETSRV_API netsrv_result netsrv_set_worker_data(netsrv_server *s, unsigned worker, void *data) {
+    if (worker >= s->cfg.workers) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    s->workers[worker].data = data;
+    return NETSRV_OK;
+}
+
+NETSRV_API void *netsrv_get_worker_data(const netsrv_server *s, unsigned worker) {
+    return worker < s->cfg.workers ? s->workers[worker].data : NULL;
 }
 
 NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id) {

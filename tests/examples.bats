@@ -123,6 +123,19 @@ example() {
     stop
 }
 
+@test "timers: replies later, counts clients, and ends one that says nothing" {
+    example timers
+    client "$ADDR" C 'Sin 120 later\nin 1 soon\n' 'Rsoon\n' 'Rlater\n' 'Snonsense\n' 'Rsay: in MS TEXT\n' F Z
+    client -q "$ADDR" C 'Sin 80 after the end\n' F 'Rafter the end\n' E
+    client -q "$ADDR" C 'Sin 60000 never\n' X
+    until_true grep -q '^worker 0: 0 clients$' "$DIR/err"
+    hold 1 -- C 'Sin 1 x\n' L U F Z
+    until_true grep -q '^worker [0-9]*: 1 clients$' "$DIR/err"
+    let_go
+    client -q -d 15000 "$ADDR" C 'Rtoo slow\n' E
+    stop
+}
+
 @test "embed: asks itself and ends with 0" {
     spawn "$BUILT/examples/embed"
     [ "$(exit_code "$DIR")" = 0 ] || fail "$(cat "$DIR/out" "$DIR/err")"

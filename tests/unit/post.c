@@ -204,6 +204,98 @@ static void at_the_very_end(netsrv_backend b) {
     CHECK_EQ(atomic_load(&ran) / 1000, atomic_load(&ran) % 1000);
 }
 
+/* ---- to all ---------------------------------------------------------------------------------- */
+
+static atomic_ulong ran_on[WORKERS];
+
+static void note_worker(netsrv_server *s, unsigned worker, void *arg) {
+    CHECK(netsrv_get_worker_data(s, worker) == &ran_on[worker] && arg == &ran);
+    atomic_fetch_add((atomic_ulong *)netsrv_get_worker_data(s, worker), 1);
+}
+
+static void give_data(netsrv_server *s, unsigned worker) {
+    CHECK_EQ(netsrv_set_worker_data(s, worker, &ran_on[worker]), NETSRV_OK);
+}
+
+static void *post_to_all(void *arg) {
+    poster *me = arg;
+    for (unsigned long i = 0; i < POSTS; i++) {
+        const netsrv_result result = netsrv_post_all(me->s, note_worker, &ran);
+        CHECK(result == NETSRV_OK || result == NETSRV_QUEUE_FULL || result == NETSRV_STOPPED);
+        me->accepted += result == NETSRV_OK;
+        if (result != NETSRV_OK) {
+            sched_yield();
+        }
+    }
+    return NULL;
+}
+
+/* What was accepted ran on each of them; what was refused, on none. */
+static void to_all(netsrv_backend b, bool stopping) {
+    netsrv_config cfg = rig_config(b, WORKERS);
+    pthread_t t[THREADS];
+    poster me[THREADS];
+    unsigned long accepted = 0;
+    cfg.mailbox_max_count = 16;
+    cfg.on_worker_start = give_data;
+    memset(me, 0, sizeof me);
+    for (int i = 0; i < WORKERS; i++) {
+        atomic_store(&ran_on[i], 0);
+    }
+    seam_reset(11);
+    SEAM_SET(disturb, true);
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < THREADS; i++) {
+        me[i].s = s;
+        pthread_create(&t[i], NULL, post_to_all, &me[i]);
+    }
+    if (stopping) {
+        CHECK_WITHIN(5000, atomic_load(&ran_on[1]) > 100);
+        netsrv_stop(s, 0);
+    }
+    for (int i = 0; i < THREADS; i++) {
+        pthread_join(t[i], NULL);
+        accepted += me[i].accepted;
+    }
+    rig_stop(s, 1000);
+    CHECK_GE(accepted, 100);
+    for (int i = 0; i < WORKERS; i++) {
+        CHECK_EQ(atomic_load(&ran_on[i]), accepted);
+    }
+    seam_reset(0);
+}
+
+static void to_all_refused(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 2);
+    netsrv_server *s = NULL;
+    atomic_ulong done = 0;
+    cfg.mailbox_max_count = 1;
+    atomic_store(&gate, 0);
+    CHECK_EQ(netsrv_create(&s, &cfg, NULL), NETSRV_OK);
+    CHECK_EQ(netsrv_post_all(s, rig_nothing, &done), NETSRV_STOPPED);
+    CHECK_EQ(netsrv_post_all(s, NULL, NULL), NETSRV_BAD_ARGUMENT);
+    CHECK_EQ(netsrv_set_worker_data(s, 2, &done), NETSRV_BAD_ARGUMENT);
+    CHECK(netsrv_get_worker_data(s, 1) == NULL && netsrv_get_worker_data(s, 2) == NULL);
+    CHECK_EQ(netsrv_start(s, NULL), NETSRV_OK);
+    CHECK_EQ(netsrv_post(s, 1, wait_at_gate, NULL), NETSRV_OK);
+    CHECK_WITHIN(5000, atomic_load(&gate) == 1);
+    CHECK_EQ(netsrv_post(s, 1, rig_nothing, &done), NETSRV_OK);
+    for (int i = 0; i < 10; i++) {
+        CHECK_EQ(netsrv_post_all(s, rig_nothing, &done), NETSRV_QUEUE_FULL);
+    }
+    atomic_store(&gate, 2);
+    CHECK_WITHIN(5000, atomic_load(&done) == 1);
+    netsrv_result result = NETSRV_QUEUE_FULL;
+    WAIT_FOR(5000, (result = netsrv_post_all(s, rig_nothing, &done)) == NETSRV_OK);
+    CHECK_EQ(result, NETSRV_OK);
+    CHECK_WITHIN(5000, atomic_load(&done) == 3);
+    netsrv_stop(s, 1000);
+    CHECK_EQ(netsrv_wait(s), NETSRV_OK);
+    CHECK_EQ(netsrv_post_all(s, rig_nothing, &done), NETSRV_STOPPED);
+    CHECK_EQ(atomic_load(&done), 3);
+    CHECK_EQ(netsrv_destroy(s), NETSRV_OK);
+}
+
 static void all(netsrv_backend b) {
     CASE("the right worker", right_worker(b));
     CASE("all run once, in order", all_run_once(b, false, 0));
@@ -213,6 +305,9 @@ static void all(netsrv_backend b) {
     CASE("from inside", from_inside(b));
     CASE("at the very end", at_the_very_end(b));
     CASE("an endless chain", endless_chain(b));
+    CASE("to all", to_all(b, false));
+    CASE("to all across a stop", to_all(b, true));
+    CASE("to all, refused", to_all_refused(b));
 }
 
 int main(int argc, char **argv) {
