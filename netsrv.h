@@ -6354,9 +6354,10 @@ static void netsrv__worker_bury_dead(netsrv__worker *w) {
         } else {
             const uint32_t addr_slot = c->addr_slot;
             netsrv__slab_free(&w->own.slab, c);
-            atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_relaxed);
             atomic_fetch_sub(&w->load, 1);
             netsrv__accept_release(w->srv, addr_slot);
+            /* Last: who sees one less finds its place free. */
+            atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_release);
         }
         c = next;
     }
