@@ -54,7 +54,7 @@ static struct {
 
     atomic_bool permute;
     atomic_bool repeat;
-    atomic_ulong clock_ms;
+    _Atomic uint64_t clock_ms;
     atomic_bool disturb;
     atomic_ulong points;
     atomic_ulong seed;

@@ -25,7 +25,7 @@ static void on_worker(netsrv_server *s, void (*fn)(netsrv_server *s)) {
 }
 
 /* Moves the clock; the pokes make sure that no turn straddles the move. */
-static void advance(netsrv_server *s, unsigned long ms) {
+static void advance(netsrv_server *s, uint64_t ms) {
     rig_poke(s);
     rig_poke(s);
     SEAM_ADD(clock_ms, ms);
