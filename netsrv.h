@@ -172,6 +172,11 @@
        callback (an echo, a forwarded part) is sent from there and copied only if the kernel does
        not take it; other replies of one callback are gathered and leave in one call.
 
+       netsrv_sendv sends several pieces, netsrv_send_owned memory that the program gives away and
+       gets back through a function, netsrv_send_file a part of a file. All of them keep their
+       order. On Linux, what stands before a file leaves in one packet with its beginning
+       (MSG_MORE). To gather over several callbacks: netsrv_cork, which just does not send.
+
        Above high_mark_bytes of queued output netsrv_send says NETSRV_HIGH, reading from that peer
        stops, and on_drain follows when the queue has fallen to low_mark_bytes. A peer that never
        reads can thus hold the high mark and little more, and write_timeout_ms ends it.
@@ -433,6 +438,7 @@ typedef enum netsrv_result {
     X(QUEUE_FULL, "more queued output than queue_max_bytes")                                       \
     X(SERVER_FULL, "more queued and kept bytes in the server than server_queue_max_bytes")         \
     X(NO_MEMORY, "out of memory")                                                                  \
+    X(FILE_SHORT, "a file that was being sent ended before the length that was asked for")         \
     X(STOP, "the server stops")
 
 typedef enum netsrv_close_reason {
@@ -560,6 +566,12 @@ typedef struct netsrv_timer {
     uint32_t period_ms;
 } netsrv_timer;
 
+/* A piece of what netsrv_sendv sends. */
+typedef struct netsrv_span {
+    const void *data;
+    size_t bytes;
+} netsrv_span;
+
 /* A client, as the `pick` function sees it before the connection is open. */
 typedef struct netsrv_peer {
     int family;              /* AF_INET, AF_INET6, AF_UNIX, or 0 if not known */
@@ -646,7 +658,8 @@ typedef struct netsrv_config {
     /* Timeouts, never early, at most a few milliseconds late on an idle machine. */
     uint32_t idle_timeout_ms;         /* no byte in either direction; default NETSRV_OFF */
     uint32_t write_timeout_ms;        /* output queued and none accepted; default NETSRV_OFF */
-    uint32_t flush_timeout_ms;        /* netsrv_close: time for queued output; default 10,000 */
+    uint32_t flush_timeout_ms;        /* netsrv_close: time for queued output, and with a file in
+                                         it for the next progress; default 10,000 */
     uint32_t linger_timeout_ms;       /* after that: time for the peer to finish; default 2,000;
                                          NETSRV_OFF closes without waiting */
     uint32_t linger_max_bytes;        /* input discarded meanwhile; default 1 MiB */
@@ -714,7 +727,7 @@ typedef struct netsrv_choice {
 typedef struct netsrv_conn_stats {
     uint64_t bytes_in;      /* received */
     uint64_t bytes_out;     /* accepted by the kernel */
-    uint64_t queued_bytes;  /* waiting in memory */
+    uint64_t queued_bytes;  /* waiting in memory, and in files that are being sent */
 } netsrv_conn_stats;
 
 /* ---- life of a server ----------------------------------------------------------------------- */
@@ -802,6 +815,36 @@ NETSRV_API unsigned netsrv_imbalance(const netsrv_server *s);
  * NO_MEMORY: not queued, and the connection ends with that reason, so that no stream has a hole.
  * thread: owner   callback: yes (in on_close: GONE) */
 NETSRV_API netsrv_result netsrv_send(netsrv_conn *c, const void *data, size_t n);
+
+/* The same for several pieces: all of them, in this order, or none.
+ * thread: owner   callback: yes (in on_close: GONE) */
+NETSRV_API netsrv_result netsrv_sendv(netsrv_conn *c, const netsrv_span *spans, size_t count);
+
+/* Sends memory of the program's without a copy. It must not change until release(arg) is called,
+ * exactly once, whatever becomes of it: refused (then before the return), copied because it is
+ * small (likewise), sent, or dropped at the end of the connection (then at the end of a turn, on
+ * the thread that owns the connection; any call is allowed in it). For memory from malloc,
+ * release is free and arg is data. NULL: nobody needs to know. Results as netsrv_send.
+ * thread: owner   callback: yes (in on_close: GONE) */
+NETSRV_API netsrv_result netsrv_send_owned(netsrv_conn *c, const void *data, size_t n,
+                                           void (*release)(void *arg), void *arg);
+
+/* Sends n bytes of a file from `offset` on, in order with everything else, by sendfile(2) where
+ * that works and by pread(2) elsewhere. The descriptor must stay open until release(arg), which is
+ * called as above. The bytes count for the marks, but not for queue_max_bytes. A file that turns
+ * out shorter ends the connection with FILE_SHORT, one that cannot be read with ERROR; both by a
+ * reset, so that the peer does not take a part for the whole. BAD_ARGUMENT: more bytes than half of
+ * what a size_t can count.
+ * thread: owner   callback: yes (in on_close: GONE) */
+NETSRV_API netsrv_result netsrv_send_file(netsrv_conn *c, int fd, uint64_t offset, uint64_t n,
+                                          void (*release)(void *arg), void *arg);
+
+/* Holds back what is sent until netsrv_uncork, netsrv_shutdown or netsrv_close, or until it is
+ * above the high mark. For a reply that comes about in several callbacks; what one callback sends
+ * leaves together anyway.
+ * thread: owner   callback: yes */
+NETSRV_API void netsrv_cork(netsrv_conn *c);
+NETSRV_API void netsrv_uncork(netsrv_conn *c);
 
 /* Stops and resumes reading from the peer. Kept input is shown again after the resume.
  * thread: owner   callback: yes */
@@ -1070,6 +1113,20 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #else
 #define NETSRV__KEEPIDLE 0
 #endif
+/* sendfile(2) has three shapes; elsewhere a file is read and sent. */
+#if NETSRV__LINUX
+#include <sys/sendfile.h>
+#endif
+#if NETSRV__LINUX || NETSRV__APPLE || NETSRV__FREEBSD || defined(__DragonFly__)
+#define NETSRV__HAS_SENDFILE 1
+#else
+#define NETSRV__HAS_SENDFILE 0
+#endif
+#if NETSRV__LINUX
+#define NETSRV__MORE MSG_MORE
+#else
+#define NETSRV__MORE 0
+#endif
 /* Whether the option may be set on a socket that is bound already, and counts from then on. */
 #define NETSRV__REUSEPORT_LATE NETSRV__LINUX
 #ifdef MSG_NOSIGNAL
@@ -1147,6 +1204,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__OUT_MAX 65536
 #define NETSRV__OUT_IOV 16             /* chunks given to one sendmsg */
 #define NETSRV__OUT_ROUNDS 4           /* sendmsg calls for one connection and settle */
+#define NETSRV__FILE_PIECE (1u << 20)  /* of a file for one sendfile */
 #define NETSRV__ROTATE 16 /* accepts after which an exclusive listener is re-registered */
 #define NETSRV__ACCEPT_FAILURES 16     /* in a row: more than clients that left too early */
 #define NETSRV__RETRY_MS 100           /* a paused listener tries again */
@@ -1230,11 +1288,24 @@ typedef struct netsrv__arrival {
 #define NETSRV__NO_SLOT UINT32_MAX
 
 /* Unsent bytes: a list of chunks. */
+typedef enum netsrv__chunk_kind {
+    NETSRV__CHUNK_COPY,  /* in `bytes`; has room for more if cap > end        */
+    NETSRV__CHUNK_OWNED, /* the program's memory                              */
+    NETSRV__CHUNK_FILE   /* no memory: a range of a file, where 0 is `offset` */
+} netsrv__chunk_kind;
+
 typedef struct netsrv__chunk {
     struct netsrv__chunk *next;
-    size_t cap;
+    unsigned char *data; /* what begin and end count from; NULL for a file */
+    size_t cap;          /* of `bytes`; 0 unless COPY */
     size_t begin;
     size_t end;
+    uint64_t offset;
+    void (*release)(void *arg); /* OWNED, FILE: or NULL */
+    void *arg;
+    int fd;
+    uint8_t kind;    /* netsrv__chunk_kind */
+    bool by_reading; /* FILE: sendfile(2) does not do it */
     unsigned char bytes[];
 } netsrv__chunk;
 
@@ -1299,12 +1370,13 @@ enum { /* netsrv_conn.flags */
     NETSRV__STOPPING = 0x1000,  /* close as soon as nothing is under way                       */
     NETSRV__DEAF = 0x2000,      /* hung up while nothing is wanted: out of the poller          */
     NETSRV__BROKEN = 0x4000,    /* the socket failed; there is nothing to shut down            */
-    NETSRV__PLAIN = 0x8000      /* open, settled, nothing kept or queued: the fast path        */
+    NETSRV__PLAIN = 0x8000,     /* open, settled, nothing kept or queued: the fast path        */
+    NETSRV__CORKED = 0x10000    /* netsrv_cork                                                 */
 };
 /* With RECV_ON and none of these, a settle has nothing to do. */
 #define NETSRV__UNSETTLED                                                                          \
     (NETSRV__DIRTY | NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__BLOCKED | NETSRV__FIN_WANTED |   \
-     NETSRV__FRESH | NETSRV__RESHOW | NETSRV__STOPPING)
+     NETSRV__FRESH | NETSRV__RESHOW | NETSRV__STOPPING | NETSRV__CORKED)
 
 struct netsrv_conn {
     netsrv__worker *worker;
@@ -1568,6 +1640,7 @@ struct netsrv__worker {
         uint32_t undrained; /* edge-triggered gates that were left before EAGAIN, a bit each */
         netsrv_conn *dirty;
         netsrv_conn *dead;
+        netsrv__chunk *spent; /* done with, and the program is to be told */
         netsrv__wheel wheel;
         netsrv__watches watches;
         uint64_t retry_ms;   /* paused gates try again then; 0 = none */
@@ -2053,19 +2126,52 @@ static NETSRV__HOT ssize_t netsrv__sys_send(int fd, const void *data, size_t n) 
 #endif
 }
 
-/* sendmsg, because writev(2) cannot be told to spare the process a SIGPIPE. */
-static ssize_t netsrv__sys_sendv(int fd, struct iovec *iov, int count) {
+/* sendmsg, because writev(2) cannot be told to spare the process a SIGPIPE. `more` says that
+ * something follows at once. */
+static ssize_t netsrv__sys_sendv(int fd, struct iovec *iov, int count, bool more) {
     struct msghdr m;
     NETSRV__FAIL_POINT("send", -1);
     const size_t clipped = NETSRV_SEAM_CLIP("send", iov[0].iov_len);
     if (clipped < iov[0].iov_len) {
         iov[0].iov_len = clipped;
         count = 1;
+        more = false;
     }
     memset(&m, 0, sizeof m);
     m.msg_iov = iov;
     m.msg_iovlen = (unsigned char)count; /* at most NETSRV__OUT_IOV; its type differs by system */
-    return netsrv__sys_sent(sendmsg(fd, &m, NETSRV__NOSIGNAL));
+    return netsrv__sys_sent(sendmsg(fd, &m, NETSRV__NOSIGNAL | (more ? NETSRV__MORE : 0)));
+}
+
+/* A part of a file into a socket; 0 at the file's end. No flag spares the process a SIGPIPE, but
+ * our threads have it blocked. */
+static ssize_t netsrv__sys_sendfile(int fd, int file, uint64_t offset, size_t n) {
+    NETSRV__FAIL_POINT("sendfile", -1);
+    n = NETSRV_SEAM_CLIP("send", n);
+#if NETSRV__LINUX
+    off_t at = (off_t)offset;
+    return sendfile(fd, file, &at, n);
+#elif NETSRV__APPLE
+    off_t sent = (off_t)n;
+    const int r = sendfile(file, fd, (off_t)offset, &sent, NULL, 0);
+    return r == 0 || sent > 0 ? (ssize_t)sent : -1;
+#elif NETSRV__HAS_SENDFILE
+    off_t sent = 0;
+    const int r = sendfile(file, fd, (off_t)offset, n, NULL, &sent, 0);
+    return r == 0 || sent > 0 ? (ssize_t)sent : -1;
+#else
+    (void)fd;
+    (void)file;
+    (void)offset;
+    (void)n;
+    errno = ENOSYS;
+    return -1;
+#endif
+}
+
+static ssize_t netsrv__sys_pread(int fd, void *data, size_t n, uint64_t offset) {
+    NETSRV__FAIL_POINT("pread", -1);
+    return pread(fd, data, NETSRV_SEAM_CLIP("send", n), (off_t)offset);
 }
 
 static int netsrv__sys_shutdown(int fd, int how) {
@@ -2996,13 +3102,34 @@ static netsrv__chunk *netsrv__out_chunk_new(netsrv_server *srv, size_t cap, bool
     }
     memset(chunk, 0, sizeof *chunk);
     chunk->cap = cap;
+    chunk->data = chunk->bytes;
     return chunk;
 }
 
+/* Through with a chunk. The program hears of its own memory at the end of the turn: here, the queue
+ * that the chunk came from is being changed. */
 static void netsrv__out_chunk_free(netsrv_server *srv, netsrv__chunk *chunk) {
     const size_t bytes = sizeof *chunk + chunk->cap;
+    if (chunk->release != NULL) {
+        chunk->next = netsrv__self->own.spent;
+        netsrv__self->own.spent = chunk;
+        return;
+    }
     netsrv__out_unreserve(srv, bytes);
     netsrv__mem_free(&srv->cfg, chunk, bytes);
+}
+
+/* Tells the program of everything it has back; what that ends comes back in the next turn. */
+static void netsrv__out_release_spent(netsrv__worker *w) {
+    while (w->own.spent != NULL) {
+        netsrv__chunk *chunk = w->own.spent;
+        void (*release)(void *arg) = chunk->release;
+        void *arg = chunk->arg;
+        w->own.spent = chunk->next;
+        chunk->release = NULL;
+        netsrv__out_chunk_free(w->srv, chunk);
+        release(arg);
+    }
 }
 
 static void netsrv__out_link(netsrv__out *out, netsrv__chunk *chunk) {
@@ -3015,13 +3142,18 @@ static void netsrv__out_link(netsrv__out *out, netsrv__chunk *chunk) {
     out->bytes += chunk->end - chunk->begin;
 }
 
+static size_t netsrv__out_room(const netsrv__out *out) {
+    const netsrv__chunk *tail = out->tail;
+    return tail != NULL && tail->kind == NETSRV__CHUNK_COPY ? tail->cap - tail->end : 0;
+}
+
 /* As much as fits into the last chunk. */
 static size_t netsrv__out_fill(netsrv__out *out, const void *data, size_t n) {
     netsrv__chunk *tail = out->tail;
-    if (tail == NULL) {
+    n = netsrv__util_min(n, netsrv__out_room(out));
+    if (n == 0) {
         return 0;
     }
-    n = netsrv__util_min(n, tail->cap - tail->end);
     memcpy(tail->bytes + tail->end, data, n);
     tail->end += n;
     out->bytes += n;
@@ -3032,7 +3164,7 @@ static size_t netsrv__out_fill(netsrv__out *out, const void *data, size_t n) {
  * sends cost little memory and many cost few allocations. */
 static bool netsrv__out_append(netsrv_server *srv, netsrv__out *out, const void *data, size_t n,
                                bool *full) {
-    const size_t room = out->tail != NULL ? out->tail->cap - out->tail->end : 0;
+    const size_t room = netsrv__out_room(out);
     netsrv__chunk *chunk = NULL;
     *full = false;
     if (n > room) {
@@ -3065,14 +3197,59 @@ static void netsrv__out_adopt(netsrv_server *srv, netsrv__out *out, netsrv__chun
     netsrv__out_link(out, chunk);
 }
 
+/* Queues what is not copied; false as netsrv__out_chunk_new. */
+static bool netsrv__out_refer(netsrv_server *srv, netsrv__out *out, const netsrv__chunk *what,
+                              bool *full) {
+    netsrv__chunk *chunk = netsrv__out_chunk_new(srv, 0, full);
+    if (chunk == NULL) {
+        return false;
+    }
+    *chunk = *what;
+    netsrv__out_link(out, chunk);
+    return true;
+}
+
+/* What comes next in memory, up to the first file: for a backend to send. */
 static int netsrv__out_iov(const netsrv__out *out, struct iovec *iov, int cap) {
     int n = 0;
-    for (netsrv__chunk *k = out->head; k != NULL && n < cap; k = k->next) {
-        iov[n].iov_base = k->bytes + k->begin;
+    for (netsrv__chunk *k = out->head; k != NULL && k->data != NULL && n < cap; k = k->next) {
+        iov[n].iov_base = k->data + k->begin;
         iov[n].iov_len = k->end - k->begin;
         n++;
     }
     return n;
+}
+
+/* The chunk behind `count` others, if it is a file; else NULL. With 0: a file comes next, and must
+ * be sent, or loaded, before netsrv__out_iov has anything to show. */
+static netsrv__chunk *netsrv__out_file(const netsrv__out *out, int count) {
+    netsrv__chunk *k = out->head;
+    while (k != NULL && count-- > 0) {
+        k = k->next;
+    }
+    return k != NULL && k->kind == NETSRV__CHUNK_FILE ? k : NULL;
+}
+
+/* Unsent bytes that take memory. */
+static size_t netsrv__out_memory(const netsrv__out *out) {
+    size_t bytes = out->bytes;
+    for (const netsrv__chunk *k = out->head; k != NULL; k = k->next) {
+        bytes -= k->kind == NETSRV__CHUNK_FILE ? k->end - k->begin : 0;
+    }
+    return bytes;
+}
+
+/* Puts what was read of the file that comes next in front of it: so many bytes fewer are its. */
+static void netsrv__out_loaded(netsrv_server *srv, netsrv__out *out, netsrv__chunk *chunk) {
+    netsrv__chunk *file = out->head;
+    file->begin += chunk->end;
+    chunk->next = file;
+    out->head = chunk;
+    if (file->begin == file->end) {
+        chunk->next = file->next;
+        out->tail = out->tail == file ? chunk : out->tail;
+        netsrv__out_chunk_free(srv, file);
+    }
 }
 
 static void netsrv__out_consume(netsrv_server *srv, netsrv__out *out, size_t n) {
@@ -3682,7 +3859,7 @@ static void netsrv__conn_close(netsrv__worker *w, netsrv_conn *c, netsrv_close_r
     netsrv__conn_note_reason(c, reason, 0);
     netsrv__conn_stop_lending(w, c);
     netsrv__conn_set_state(c, NETSRV__DRAINING);
-    c->flags &= ~(uint32_t)(NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__RESHOW);
+    c->flags &= ~(uint32_t)(NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__RESHOW | NETSRV__CORKED);
     c->limit_ms = 0;
     netsrv__conn_mark_dirty(w, c);
 }
@@ -3731,7 +3908,8 @@ static void netsrv__conn_flush_reply(netsrv__worker *w, netsrv_conn *c) {
     }
     w->own.reply_bytes = 0;
     if (NETSRV__LIKELY(c->out.bytes == 0 &&
-                       (c->flags & (NETSRV__BLOCKED | NETSRV__RESET | NETSRV__BROKEN)) == 0)) {
+                       (c->flags & (NETSRV__BLOCKED | NETSRV__RESET | NETSRV__BROKEN |
+                                    NETSRV__CORKED)) == 0)) {
         w->io->reply(w, c, w->own.reply, n);
         return;
     }
@@ -3792,8 +3970,12 @@ static netsrv_result netsrv__conn_spill(netsrv__worker *w, netsrv_conn *c) {
 }
 
 static netsrv_result netsrv__conn_admit_output(netsrv__worker *w, netsrv_conn *c, size_t n) {
-    const size_t queued = netsrv__conn_queued(w, c);
-    if (queued <= w->cfg->queue_max_bytes && n <= w->cfg->queue_max_bytes - queued) {
+    const size_t max = w->cfg->queue_max_bytes;
+    size_t queued = netsrv__conn_queued(w, c);
+    if (queued > max || n > max - queued) {
+        queued -= c->out.bytes - netsrv__out_memory(&c->out); /* files wait where they are */
+    }
+    if (queued <= max && n <= max - queued) {
         return NETSRV_OK;
     }
     netsrv__conn_reset(w, c, NETSRV_CLOSE_QUEUE_FULL);
@@ -3819,6 +4001,67 @@ static netsrv_result netsrv__conn_queue(netsrv__worker *w, netsrv_conn *c, const
         result = netsrv__conn_append(w, c, data, n);
     }
     return result == NETSRV_OK ? netsrv__conn_mark_high(w, c, c->out.bytes) : result;
+}
+
+/* Queues what is not copied, behind what was. `memory`: bytes that count for queue_max_bytes. */
+static netsrv_result netsrv__conn_refer(netsrv__worker *w, netsrv_conn *c,
+                                        const netsrv__chunk *what, size_t memory) {
+    bool full = false;
+    if (!netsrv__conn_can_send(c)) {
+        return NETSRV_GONE;
+    }
+    netsrv_result result = netsrv__conn_admit_output(w, c, memory);
+    if (result == NETSRV_OK) {
+        result = netsrv__conn_spill(w, c);
+    }
+    if (result != NETSRV_OK) {
+        return result;
+    }
+    if (!netsrv__out_refer(w->srv, &c->out, what, &full)) {
+        netsrv__conn_reset(w, c, full ? NETSRV_CLOSE_SERVER_FULL : NETSRV_CLOSE_NO_MEMORY);
+        return full ? NETSRV_QUEUE_FULL : NETSRV_NO_MEMORY;
+    }
+    netsrv__conn_stop_lending(w, c);
+    netsrv__conn_mark_dirty(w, c);
+    return netsrv__conn_mark_high(w, c, c->out.bytes);
+}
+
+/* The file that is being sent ends too early (0) or cannot be read. */
+static void netsrv__conn_file_failed(netsrv__worker *w, netsrv_conn *c, int sys_errno) {
+    c->reason = NETSRV_CLOSE_COUNT; /* if it was closed, this was left to send */
+    c->flags |= NETSRV__RESET;
+    netsrv__conn_end(w, c, sys_errno != 0 ? NETSRV_CLOSE_ERROR : NETSRV_CLOSE_FILE_SHORT,
+                     sys_errno);
+}
+
+static ssize_t netsrv__conn_read_file(const netsrv__chunk *file, void *data, size_t n) {
+    ssize_t got;
+    do {
+        got = netsrv__sys_pread(file->fd, data, n, file->offset + file->begin);
+    } while (got < 0 && errno == EINTR);
+    return got;
+}
+
+/* Reads a piece of the file that comes next, for a backend that sends from memory. False if the
+ * connection had to end. */
+static bool netsrv__conn_load_file(netsrv__worker *w, netsrv_conn *c) {
+    const netsrv__chunk *file = c->out.head;
+    const size_t n = netsrv__util_min(file->end - file->begin, NETSRV__OUT_MAX);
+    bool full = false;
+    netsrv__chunk *chunk = netsrv__out_chunk_new(w->srv, n, &full);
+    if (chunk == NULL) {
+        netsrv__conn_reset(w, c, full ? NETSRV_CLOSE_SERVER_FULL : NETSRV_CLOSE_NO_MEMORY);
+        return false;
+    }
+    const ssize_t got = netsrv__conn_read_file(file, chunk->bytes, n);
+    if (got <= 0) {
+        netsrv__conn_file_failed(w, c, got < 0 ? errno : 0);
+        netsrv__out_chunk_free(w->srv, chunk);
+        return false;
+    }
+    chunk->end = (size_t)got;
+    netsrv__out_loaded(w->srv, &c->out, chunk);
+    return true;
 }
 
 /* Sends a chunk that came from another thread; it is used or freed. */
@@ -3858,6 +4101,9 @@ static void netsrv__conn_on_sent(netsrv__worker *w, netsrv_conn *c, size_t n, in
         return;
     }
     netsrv__out_consume(w->srv, &c->out, n);
+    if (c->state == NETSRV__DRAINING && netsrv__out_file(&c->out, 0) != NULL) {
+        c->limit_ms = 0; /* however long a file takes: counted from here again */
+    }
     netsrv__conn_on_replied(w, c, n);
     c->active_ms = w->own.now_ms;
     c->stalled_ms = w->own.now_ms;
@@ -4290,13 +4536,20 @@ static bool netsrv__conn_is_plain(const netsrv__worker *w, const netsrv_conn *c)
            w->cfg->framing == NETSRV_FRAMING_NONE;
 }
 
+/* Whether there is something to send that may be sent now. */
+static bool netsrv__conn_may_send(const netsrv__worker *w, const netsrv_conn *c) {
+    const bool held = (c->flags & NETSRV__CORKED) != 0 && c->out.bytes <= w->cfg->high_mark_bytes;
+    return c->state < NETSRV__CLOSING && c->out.bytes != 0 && !held &&
+           (c->flags & NETSRV__BLOCKED) == 0;
+}
+
 /* After each callback of a connection, and once a turn for what became dirty otherwise. */
 NETSRV__COLD
 static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
     if (c->state == NETSRV__DEAD || c->state == NETSRV__FREE) {
         return;
     }
-    if (c->state < NETSRV__CLOSING && c->out.bytes != 0 && (c->flags & NETSRV__BLOCKED) == 0) {
+    if (netsrv__conn_may_send(w, c)) {
         w->io->send(w, c);
     }
     if (c->state < NETSRV__CLOSING) {
@@ -5860,15 +6113,46 @@ static void netsrv__ready_reply(netsrv__worker *w, netsrv_conn *c, const void *d
     netsrv__ready_reply_short(w, c, data, n, sent);
 }
 
+/* A piece of the file that comes next. Whatever sendfile has against it, reading and sending will
+ * tell which of the two is at fault. False when the kernel takes no more now. */
+static bool netsrv__ready_send_file(netsrv__worker *w, netsrv_conn *c, netsrv__chunk *file) {
+    const size_t n = netsrv__util_min(file->end - file->begin, NETSRV__FILE_PIECE);
+    const ssize_t sent = netsrv__sys_sendfile(c->fd, file->fd, file->offset + file->begin, n);
+    if (sent == 0) {
+        netsrv__conn_file_failed(w, c, 0);
+        return false;
+    }
+    if (sent < 0 && !netsrv__ready_would_block(errno)) {
+        file->by_reading = true;
+        return true;
+    }
+    if (sent > 0) {
+        netsrv__conn_on_sent(w, c, (size_t)sent, 0);
+    }
+    if (sent < (ssize_t)n) {
+        netsrv__ready_block(w, c); /* if it is the end of the file, the next try will say so */
+        return false;
+    }
+    return true;
+}
+
 /* False when the kernel takes no more now. */
 static bool netsrv__ready_send_some(netsrv__worker *w, netsrv_conn *c) {
     struct iovec iov[NETSRV__OUT_IOV];
+    netsrv__chunk *file = netsrv__out_file(&c->out, 0);
+    if (file != NULL && !file->by_reading) {
+        return netsrv__ready_send_file(w, c, file);
+    }
+    if (file != NULL && !netsrv__conn_load_file(w, c)) {
+        return false;
+    }
     const int count = netsrv__out_iov(&c->out, iov, NETSRV__OUT_IOV);
     size_t offered = 0;
     for (int i = 0; i < count; i++) {
         offered += iov[i].iov_len;
     }
-    const ssize_t sent = netsrv__sys_sendv(c->fd, iov, count);
+    const bool more = netsrv__out_file(&c->out, count) != NULL;
+    const ssize_t sent = netsrv__sys_sendv(c->fd, iov, count, more);
     if (sent < 0 && !netsrv__ready_would_block(errno)) {
         netsrv__conn_on_sent(w, c, 0, errno);
         return false;
@@ -6549,6 +6833,7 @@ static bool netsrv__worker_turn(netsrv__worker *w) {
     netsrv__worker_run_timers(w);
     netsrv__accept_check_paused(w);
     netsrv__conn_settle_dirty(w);
+    netsrv__out_release_spent(w);
     netsrv__worker_bury_dead(w);
     netsrv__watch_bury(w);
     netsrv__worker_end_turn(w);
@@ -7684,6 +7969,75 @@ NETSRV_API netsrv_result netsrv_send(netsrv_conn *c, const void *data, size_t n)
     return netsrv__conn_queue(w, c, data, n);
 }
 
+NETSRV_API netsrv_result netsrv_sendv(netsrv_conn *c, const netsrv_span *spans, size_t count) {
+    size_t total = 0;
+    for (size_t i = 0; i < count; i++) {
+        total = spans[i].bytes <= SIZE_MAX - total ? total + spans[i].bytes : SIZE_MAX;
+    }
+    if (!netsrv__conn_can_send(c)) {
+        return NETSRV_GONE;
+    }
+    netsrv_result result = netsrv__conn_admit_output(c->worker, c, total);
+    for (size_t i = 0; i < count && result <= NETSRV_HIGH; i++) {
+        if (spans[i].bytes != 0) {
+            result = netsrv_send(c, spans[i].data, spans[i].bytes);
+        }
+    }
+    return result;
+}
+
+/* What a call was given goes back at once if nothing keeps it. */
+static netsrv_result netsrv__public_give_back(netsrv_result result, bool kept,
+                                              void (*release)(void *arg), void *arg) {
+    if (!kept && release != NULL) {
+        release(arg);
+    }
+    return result;
+}
+
+NETSRV_API netsrv_result netsrv_send_owned(netsrv_conn *c, const void *data, size_t n,
+                                           void (*release)(void *arg), void *arg) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    if (n < NETSRV__OUT_MIN / 4) {
+        return netsrv__public_give_back(netsrv_send(c, data, n), false, release, arg);
+    }
+    const netsrv__chunk what = {.kind = NETSRV__CHUNK_OWNED, .data = (unsigned char *)data,
+                                .end = n, .release = release, .arg = arg};
+    const netsrv_result result = netsrv__conn_refer(c->worker, c, &what, n);
+    return netsrv__public_give_back(result, result <= NETSRV_HIGH, release, arg);
+}
+
+NETSRV_API netsrv_result netsrv_send_file(netsrv_conn *c, int fd, uint64_t offset, uint64_t n,
+                                          void (*release)(void *arg), void *arg) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    netsrv_result result = NETSRV_BAD_ARGUMENT;
+    if (n == 0) {
+        result = netsrv__conn_can_send(c) ? NETSRV_OK : NETSRV_GONE;
+    } else if (n <= SIZE_MAX / 2 && c->out.bytes <= SIZE_MAX / 2 && offset <= INT64_MAX / 2 &&
+               (uint64_t)(off_t)(offset + n) == offset + n) {
+        const netsrv__chunk what = {.kind = NETSRV__CHUNK_FILE, .fd = fd, .offset = offset,
+                                    .end = (size_t)n, .release = release, .arg = arg};
+        result = netsrv__conn_refer(c->worker, c, &what, 0);
+    }
+    return netsrv__public_give_back(result, n != 0 && result <= NETSRV_HIGH, release, arg);
+}
+
+NETSRV_API void netsrv_cork(netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    if (netsrv__conn_can_send(c)) {
+        c->flags |= NETSRV__CORKED;
+        netsrv__conn_mark_dirty(c->worker, c);
+    }
+}
+
+NETSRV_API void netsrv_uncork(netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    if ((c->flags & NETSRV__CORKED) != 0) {
+        c->flags &= ~(uint32_t)NETSRV__CORKED;
+        netsrv__conn_mark_dirty(c->worker, c);
+    }
+}
+
 NETSRV_API void netsrv_pause(netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(c->worker);
     if (c->state == NETSRV__OPEN) {
@@ -7705,6 +8059,7 @@ NETSRV_API void netsrv_shutdown(netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(c->worker);
     if (netsrv__conn_can_send(c)) {
         c->flags |= NETSRV__FIN_WANTED;
+        c->flags &= ~(uint32_t)NETSRV__CORKED;
         netsrv__conn_stop_lending(c->worker, c);
         netsrv__conn_mark_dirty(c->worker, c);
     }

@@ -77,7 +77,7 @@ function inside(code) {
 BEGIN {
     system_calls = "(socket|bind|listen|accept4?|connect|setsockopt|getsockopt|getsockname|getpeername|fcntl|" \
         "ioctl|epoll_create1?|epoll_ctl|epoll_p?wait|kqueue|kevent|p?poll|select|eventfd|pipe2?|read|write|" \
-        "readv|writev|recv|recvmsg|recvfrom|send|sendmsg|sendto|sendfile|shutdown|close|dup[23]?|open|unlink|" \
+        "readv|writev|pread|pwrite|recv|recvmsg|recvfrom|send|sendmsg|sendto|sendfile|shutdown|close|dup[23]?|open|unlink|" \
         "l?stat|fstat|getrandom|mmap|munmap|fork|clock_gettime|malloc|calloc|realloc|free|" \
         "pthread_(create|kill|sigmask|setaffinity)[a-z_]*|sched_[a-z_]+|signal|sigaction|kill|nanosleep|usleep|sleep)"
 }

@@ -71,6 +71,12 @@ static const kind kinds[] = {
     { "send", 0,
       { ECONNRESET, EPIPE, ENOBUFS, ENOMEM, ETIMEDOUT, EHOSTUNREACH, EACCES, EALREADY, EBADF,
         EDESTADDRREQ, EFAULT, EINVAL, EISCONN, EMSGSIZE, ENOTCONN, ENOTSOCK, EOPNOTSUPP } },
+    { "sendfile", FREE | ONCE, { EAGAIN } },
+    { "sendfile", FREE | REPEAT, { EINTR } },
+    { "sendfile", FREE | SERVES,
+      { EINVAL, ENOSYS, EIO, ENOMEM, EBADF, EFAULT, EOVERFLOW, ESPIPE } },
+    { "pread", FREE | REPEAT, { EINTR } },
+    { "pread", 0, { EIO, EBADF, EISDIR, ESPIPE, EINVAL, EFAULT, EOVERFLOW, ENXIO } },
     { "epoll_ctl", 0, { ENOMEM, ENOSPC, EBADF, EEXIST, EINVAL, ELOOP, ENOENT, EPERM } },
     { "epoll_ctl_del", ONCE, { EBADF, EINVAL, ENOENT, EPERM } },
     { "epoll_wait", FREE | STARTS | REPEAT, { EINTR } },
@@ -134,7 +140,7 @@ static const struct {
     NAMED(ENOSR), NAMED(ENOSYS), NAMED(ENOTCONN), NAMED(ENOTDIR), NAMED(ENOTSOCK),
     NAMED(EOPNOTSUPP), NAMED(EOVERFLOW), NAMED(EPERM), NAMED(EPIPE), NAMED(EPROTO),
     NAMED(EPROTONOSUPPORT), NAMED(EPROTOTYPE), NAMED(EROFS), NAMED(ESOCKTNOSUPPORT), NAMED(ESRCH),
-    NAMED(ETIMEDOUT),
+    NAMED(ETIMEDOUT), NAMED(ESPIPE), NAMED(ENXIO),
 };
 #define ERRNO_NAMES (sizeof errno_names / sizeof errno_names[0])
 
@@ -986,6 +992,51 @@ static void do_drain(run *r) {
     hang_up(&c);
 }
 
+/* Copied, owned, from a file, and all of it in order. */
+#define PIECE 30000
+static unsigned char piece[PIECE];
+static int piece_fd = -1;
+
+static size_t send_pieces(netsrv_conn *c, const void *data, size_t n) {
+    if (((const char *)data)[0] == 'p') {
+        return rig_on_data(c, data, n);
+    }
+    void *mine = malloc(PIECE);
+    REQUIRE(mine != NULL);
+    memcpy(mine, piece, PIECE);
+    netsrv_send(c, piece, 100);
+    netsrv_send_owned(c, mine, PIECE, free, mine);
+    netsrv_send_file(c, piece_fd, 50, PIECE - 50, NULL, NULL);
+    netsrv_send(c, piece, 50);
+    return n;
+}
+
+static void make_piece(void) {
+    char path[] = "/tmp/netsrv-torture.XXXXXX";
+    piece_fd = mkstemp(path);
+    peer_fill(piece, PIECE, 9);
+    REQUIRE(unlink(path) == 0 && pwrite(piece_fd, piece, PIECE, 0) == PIECE);
+}
+
+static void cfg_pieces(netsrv_config *cfg) {
+    cfg->on_open = small_buffers;
+    cfg->on_data = send_pieces;
+}
+
+static void do_pieces(run *r) {
+    static unsigned char expected[100 + PIECE + PIECE];
+    memcpy(expected, piece, 100);
+    memcpy(expected + 100, piece, PIECE);
+    memcpy(expected + 100 + PIECE, piece + 50, PIECE - 50);
+    memcpy(expected + 100 + 2 * PIECE - 50, piece, 50);
+    client c = dial(r);
+    for (int i = 0; i < 3; i++) {
+        say_text(r, &c, "m");
+        hear(r, &c, expected, sizeof expected);
+    }
+    hang_up(&c);
+}
+
 /* A listener that the program inherited: ours in the child itself. */
 static int inherited_fd = -1;
 
@@ -1040,6 +1091,7 @@ static const struct scenario {
     { "linger", cfg_linger, do_linger, 0 },
     { "abort", cfg_abort, do_abort, 0 },
     { "inherited", cfg_inherited, do_speak, 0 },
+    { "pieces", cfg_pieces, do_pieces, 0 },
 };
 #define SCENARIOS ((int)(sizeof scenarios / sizeof scenarios[0]))
 
@@ -1578,6 +1630,7 @@ int main(int argc, char **argv) {
         return 2;
     }
     open_books();
+    make_piece();
     torture.began_ms = check_now_ms();
     if (torture.replaying) {
         each_scenario(replay);
