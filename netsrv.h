@@ -53,6 +53,8 @@
        [conn]     the connection: states, input, output
        [accept]   limits, placing, handing over, pausing
        [watch]    the program's own descriptors on a worker's loop
+       [resolve]  names to addresses, on threads of their own
+       [dial]     connections to others
        [epoll]    readiness poller of Linux
        [kqueue]   readiness poller of macOS and the BSDs
        [poll]     readiness poller of every POSIX system
@@ -231,6 +233,28 @@
        Timers hold up no stop. They are called until their worker ends; what is still set then is
        taken back without a call, before on_worker_stop.
 
+   OUTGOING CONNECTIONS
+
+       netsrv_dial makes a connection to somebody else, on the worker that calls it: in a callback,
+       a posted function, or on_worker_start. It is a connection like those that were accepted, with
+       the server's callbacks or, given `handlers`, with callbacks of its own; `data` is its user
+       pointer from the beginning. What is sent before on_open waits, up to the same marks and
+       limits, so a proxy may dial and forward in one callback. netsrv_close before on_open calls it
+       off.
+
+       on_close follows in any case, exactly once, also without on_open: ERROR with the errno of the
+       last address tried (ECONNREFUSED ...), NOT_RESOLVED, DIAL_TIMEOUT, or STOP. Nothing is called
+       before netsrv_dial has returned; if it has failed by then, sending says GONE.
+
+       Numeric addresses and unix paths need no look-up. Names go to getaddrinfo(3) on at most 4
+       threads of their own, which exist while there are names to resolve; the addresses are tried
+       one after the other. The C library cannot be interrupted: after a stop, netsrv_wait waits for
+       a look-up that has begun, though its connection is gone long since.
+
+       Dialed connections count in the numbers and in the placement, but not in max_conns,
+       max_conns_per_address and max_accepts_per_second. At a stop they are treated as the others
+       are, and one that is not open yet has half a second.
+
    STOP
 
        netsrv_stop returns at once; netsrv_wait waits for the end. In between: every thread
@@ -267,6 +291,7 @@
        queue_max_bytes         the connection is reset with QUEUE_FULL, netsrv_send says so.
        server_queue_max_bytes  the same with SERVER_FULL. Counts the memory of all queued output and
                                all kept input.
+       1024 names to resolve   the next one's on_close says ERROR, EAGAIN.
        mailbox_max_count       connections stay where they are; netsrv_send_to and the like say
                                QUEUE_FULL and have done nothing.
        linger_max_bytes        the connection closes, with a reset if more input is waiting.
@@ -279,7 +304,7 @@
 
    MEMORY
 
-       An idle connection needs 200 bytes (64-bit) and no buffer. A worker has one receive buffer
+       An idle connection needs 208 bytes (64-bit) and no buffer. A worker has one receive buffer
        (recv_buffer_bytes), a reply buffer of 64 KiB from the first gathered reply on, and two
        wheels of timers (6 KiB each). Slots are kept for reuse until the stop.
 
@@ -439,7 +464,9 @@ typedef enum netsrv_result {
     X(SERVER_FULL, "more queued and kept bytes in the server than server_queue_max_bytes")         \
     X(NO_MEMORY, "out of memory")                                                                  \
     X(FILE_SHORT, "a file that was being sent ended before the length that was asked for")         \
-    X(STOP, "the server stops")
+    X(STOP, "the server stops")                                                                    \
+    X(NOT_RESOLVED, "dialed: the name has no address")                                             \
+    X(DIAL_TIMEOUT, "dialed: no connection in time")
 
 typedef enum netsrv_close_reason {
 #define NETSRV_X(name, text) NETSRV_CLOSE_##name,
@@ -603,8 +630,9 @@ typedef struct netsrv_config {
     /* The queue fell to the low mark after NETSRV_HIGH; kept input is shown again after this. */
     void (*on_drain)(netsrv_conn *c);
     void (*on_eof)(netsrv_conn *c);   /* the peer finished sending; then eof_policy applies */
-    /* The end, exactly once for each on_open: reason, and errno for NETSRV_CLOSE_ERROR (else 0).
-     * Sending is refused; `c` is gone after the return. */
+    /* The end, exactly once for each on_open, and for each netsrv_dial that could not be opened:
+     * reason, and errno for NETSRV_CLOSE_ERROR (else 0). Sending is refused; `c` is gone after the
+     * return. */
     void (*on_close)(netsrv_conn *c, netsrv_close_reason reason, int sys_errno);
     void (*on_worker_start)(netsrv_server *s, unsigned worker); /* first call on its thread */
     void (*on_worker_stop)(netsrv_server *s, unsigned worker);  /* last call on its thread */
@@ -683,6 +711,29 @@ typedef struct netsrv_config {
     void *(*alloc)(void *user, void *ptr, size_t old_bytes, size_t new_bytes);
 } netsrv_config;
 
+/* ---- outgoing connections -------------------------------------------------------------------- */
+
+/* The callbacks of a dialed connection; each may be NULL, but for one of the first two. */
+typedef struct netsrv_handlers {
+    /* Bytes as they come, or pieces by the server's framing. */
+    size_t (*on_data)(netsrv_conn *c, const void *data, size_t n);
+    void (*on_frame)(netsrv_conn *c, const void *data, size_t n);
+    void (*on_open)(netsrv_conn *c);  /* connected */
+    void (*on_drain)(netsrv_conn *c);
+    void (*on_eof)(netsrv_conn *c);
+    void (*on_close)(netsrv_conn *c, netsrv_close_reason reason, int sys_errno);
+    netsrv_eof_policy eof_policy;     /* default: flush, then close */
+} netsrv_handlers;
+
+/* Whom to dial, and how. Zero means the default. */
+typedef struct netsrv_target {
+    /* "127.0.0.1:80", "[::1]:80", "example.org:80", "unix:/path", "unix:@name". Copied. */
+    const char *address;
+    const netsrv_handlers *handlers;  /* lives as long as the connection; default: the server's */
+    void *data;                       /* netsrv_get_data() */
+    uint32_t timeout_ms;              /* until it is open; default 10,000; NETSRV_OFF */
+} netsrv_target;
+
 /* ---- numbers --------------------------------------------------------------------------------- */
 
 /* Counters of one worker or acceptor thread, or sums over all. Each is written by its own thread
@@ -694,6 +745,8 @@ typedef struct netsrv_config {
     X(kept_full, "kept because the chosen worker's mailbox was full")                              \
     X(opened, "connections opened here")                                                           \
     X(closed, "connections closed here")                                                           \
+    X(dialed, "outgoing connections begun")                                                        \
+    X(undialed, "of these, never opened: refused, not resolved, timed out or called off")          \
     X(wasted, "wake-ups by a listener that had nothing left to accept")                            \
     X(refused, "accepted and refused: a limit was met")                                            \
     X(no_memory, "connections dropped for lack of memory")                                         \
@@ -880,7 +933,8 @@ NETSRV_API const char *netsrv_peer_text(const netsrv_conn *c, char *text, size_t
 NETSRV_API const char *netsrv_local_text(const netsrv_conn *c, char *text, size_t n);
 
 /* The name of this connection for other threads; the worker that owns it; its server; the index of
- * its listener; its descriptor (for getsockopt and the like; never close it); its counters.
+ * its listener (NETSRV_LISTEN_MAX if it was dialed); its descriptor (for getsockopt and the like;
+ * never close it; -1 before it is connected); its counters.
  * thread: owner   callback: yes */
 NETSRV_API netsrv_id netsrv_get_id(const netsrv_conn *c);
 NETSRV_API unsigned netsrv_get_worker(const netsrv_conn *c);
@@ -906,6 +960,14 @@ NETSRV_API netsrv_result netsrv_timer_start(netsrv_server *s, netsrv_timer *t, u
  * thread: the worker that set it   callback: yes, also in the timer's own */
 NETSRV_API void netsrv_timer_stop(netsrv_timer *t);
 NETSRV_API bool netsrv_timer_is_set(const netsrv_timer *t);
+
+/* Begins a connection on this worker. *c is the connection, not open yet; `c` may be NULL.
+ * BAD_THREAD: not a worker of this server; netsrv_post leads to one. BAD_ADDRESS: not understood.
+ * BAD_ARGUMENT: handlers without on_data, and without on_frame or framing. STOPPED: too late.
+ * Everything else is told to on_close.
+ * thread: a worker   callback: yes */
+NETSRV_API netsrv_result netsrv_dial(netsrv_server *s, const netsrv_target *target,
+                                     netsrv_conn **c);
 
 /* ---- from any thread ------------------------------------------------------------------------- */
 
@@ -1033,6 +1095,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #include <fcntl.h>
 #include <limits.h>
 #include <net/if.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -1213,6 +1276,9 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__WHEEL_BITS 6
 #define NETSRV__WHEEL_SLOTS (1u << NETSRV__WHEEL_BITS)
 #define NETSRV__WHEEL_LEVELS 6         /* 64^6 milliseconds: two years */
+#define NETSRV__RESOLVERS 4            /* threads that look names up, at most */
+#define NETSRV__LOOKUPS 1024           /* names that wait for them */
+#define NETSRV__TARGETS 8              /* addresses of one name that are tried */
 #define NETSRV__STOP_TURNS 16          /* turns that a stop leaves for input already there */
 #define NETSRV__TIMERS_PER_TURN 1024   /* calls of the program's timers before the others' turn */
 
@@ -1341,10 +1407,11 @@ typedef struct netsrv__wake {
 
 /* ---- connection: owner thread only ---- */
 
-/* FREE -> OPEN -> HALF -> DRAINING -> LINGERING -> CLOSING -> DEAD -> FREE, any of which but the
- * last three may be skipped. One setter, netsrv__conn_set_state, knows the allowed steps. */
+/* FREE -> DIALING -> OPEN -> HALF -> DRAINING -> LINGERING -> CLOSING -> DEAD -> FREE, any of which
+ * but the last three may be skipped. One setter, netsrv__conn_set_state, knows what is allowed. */
 typedef enum netsrv__state {
     NETSRV__FREE,      /* slot unused; the generation counts                              */
+    NETSRV__DIALING,   /* no descriptor yet: [dial] has it, or is looking for an address  */
     NETSRV__OPEN,      /* receiving and sending                                           */
     NETSRV__HALF,      /* the peer has finished sending                                   */
     NETSRV__DRAINING,  /* closed by us: queued output goes out, input is discarded        */
@@ -1371,7 +1438,8 @@ enum { /* netsrv_conn.flags */
     NETSRV__DEAF = 0x2000,      /* hung up while nothing is wanted: out of the poller          */
     NETSRV__BROKEN = 0x4000,    /* the socket failed; there is nothing to shut down            */
     NETSRV__PLAIN = 0x8000,     /* open, settled, nothing kept or queued: the fast path        */
-    NETSRV__CORKED = 0x10000    /* netsrv_cork                                                 */
+    NETSRV__CORKED = 0x10000,   /* netsrv_cork                                                 */
+    NETSRV__DIALED = 0x20000    /* not accepted: counts in no limit of the listeners           */
 };
 /* With RECV_ON and none of these, a settle has nothing to do. */
 #define NETSRV__UNSETTLED                                                                          \
@@ -1380,6 +1448,7 @@ enum { /* netsrv_conn.flags */
 
 struct netsrv_conn {
     netsrv__worker *worker;
+    const netsrv_handlers *on;
     int fd;
     uint32_t gen;
     uint32_t slot;
@@ -1427,6 +1496,36 @@ typedef struct netsrv__watches {
     uint32_t free; /* slot + 1 */
     uint32_t left; /* the same, given up in this turn */
 } netsrv__watches;
+
+/* ---- a connection that is being dialed: its worker's, or for a while a resolver's ---- */
+
+typedef struct netsrv__dial {
+    netsrv__link link; /* of the worker, or of the names to resolve */
+    netsrv__worker *worker;
+    netsrv_id id;         /* of the connection, which may be gone */
+    uint64_t deadline_ms; /* nobody wants the address after this */
+    void (*resolved)(netsrv_server *s, unsigned worker, void *dial);
+    int fd; /* on its way to targets[at - 1]; or -1 */
+    netsrv_watch_id watch;
+    int sys_errno; /* why the last attempt failed; 0 = there was none */
+    unsigned at;   /* the next target */
+    unsigned count;
+    socklen_t lengths[NETSRV__TARGETS];
+    struct sockaddr_storage targets[NETSRV__TARGETS];
+    char host[NETSRV_ADDRESS_MAX];
+    char port[8];
+} netsrv__dial;
+
+/* Under the server's lock. */
+typedef struct netsrv__resolver {
+    netsrv__link queue;
+    unsigned queued;
+    struct {
+        pthread_t thread;
+        bool running;
+        bool joinable;
+    } slots[NETSRV__RESOLVERS];
+} netsrv__resolver;
 
 /* ---- messages: any thread to a worker ---- */
 
@@ -1643,6 +1742,8 @@ struct netsrv__worker {
         netsrv__chunk *spent; /* done with, and the program is to be told */
         netsrv__wheel wheel;
         netsrv__watches watches;
+        netsrv__link dials;  /* that have a descriptor */
+        bool dials_stale;    /* the connection of some has ended */
         uint64_t retry_ms;   /* paused gates try again then; 0 = none */
         uint64_t turn_ms;    /* when this turn began */
         uint64_t turn_us;
@@ -1696,6 +1797,7 @@ typedef struct netsrv__limits {
 
 struct netsrv_server {
     netsrv_config cfg;
+    netsrv_handlers handlers; /* of accepted connections */
     netsrv_choice choices[4];
     char why[4][96];
     unsigned choice_count;
@@ -1721,6 +1823,7 @@ struct netsrv_server {
     netsrv__step step;  /* what the threads shall do */
     bool started;       /* between netsrv_start and the end of netsrv_wait */
     netsrv_error start_error;
+    netsrv__resolver resolver;
 
     netsrv__limits limits;
 
@@ -2056,6 +2159,39 @@ static void netsrv__sys_disconnect(int fd) {
     memset(&nowhere, 0, sizeof nowhere);
     nowhere.ss_family = AF_UNSPEC;
     netsrv__sys_connect(fd, &nowhere, sizeof nowhere.ss_family);
+}
+
+/* Addresses of a name, at most cap; -1 if it has none, or if that cannot be found out. */
+static int netsrv__sys_resolve(const char *host, const char *port, struct sockaddr_storage *to,
+                               socklen_t *lengths, unsigned cap) {
+    struct addrinfo hints;
+    struct addrinfo *list = NULL;
+    unsigned n = 0;
+    NETSRV_SEAM_POINT("resolve");
+    NETSRV__FAIL_POINT("getaddrinfo", -1);
+    memset(&hints, 0, sizeof hints);
+    hints.ai_socktype = SOCK_STREAM;
+    hints.ai_flags = AI_NUMERICSERV;
+    if (getaddrinfo(host, port, &hints, &list) != 0) {
+        return -1;
+    }
+    for (const struct addrinfo *a = list; a != NULL && n < cap; a = a->ai_next) {
+        if (a->ai_addrlen <= sizeof *to) {
+            memset(&to[n], 0, sizeof *to);
+            memcpy(&to[n], a->ai_addr, a->ai_addrlen);
+            lengths[n++] = a->ai_addrlen;
+        }
+    }
+    freeaddrinfo(list);
+    return n != 0 ? (int)n : -1;
+}
+
+/* Whether a socket is connected. */
+static int netsrv__sys_peer(int fd) {
+    struct sockaddr_storage sa;
+    socklen_t n = sizeof sa;
+    NETSRV__FAIL_POINT("getpeername", -1);
+    return getpeername(fd, (struct sockaddr *)&sa, &n);
 }
 
 static int netsrv__sys_local(int fd, struct sockaddr_storage *sa, socklen_t *n) {
@@ -2655,11 +2791,33 @@ static const char *netsrv__net_parse(netsrv__listener *ln, const char *spec) {
     return netsrv__net_parse_tcp(ln, spec);
 }
 
+/* The same for somebody to connect to; *name if it needs a look-up. */
+static const char *netsrv__net_parse_target(netsrv__listener *to, const char *spec, bool *name) {
+    uint16_t port = 0;
+    const char *colon = strrchr(spec, ':');
+    *name = false;
+    if (strlen(spec) >= NETSRV_ADDRESS_MAX) {
+        return "the address is too long";
+    }
+    if (strncmp(spec, "unix:", 5) == 0) {
+        return netsrv__net_parse_unix(to, spec + 5);
+    }
+    if (colon == NULL || colon == spec || !netsrv__net_port(colon + 1, &port) || port == 0) {
+        return "expected HOST:PORT with a port from 1 to 65535";
+    }
+    const char *wrong = netsrv__net_parse_tcp(to, spec);
+    if (wrong == NULL) {
+        return to->any ? "expected HOST:PORT" : NULL;
+    }
+    *name = spec + strcspn(spec, "[]*:%") == colon;
+    return *name ? NULL : wrong;
+}
+
 /* ---- listening sockets ---- */
 
 /* Options that fail are not worth refusing service for. Linux and the BSDs hand them on to accepted
  * sockets, so that none costs a call per connection. */
-static void netsrv__net_tune(const netsrv_config *cfg, int fd) {
+static void netsrv__net_tune_any(const netsrv_config *cfg, int fd) {
     if (cfg->nodelay != NETSRV_DISABLE) {
         netsrv__sys_set_int(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     }
@@ -2667,6 +2825,10 @@ static void netsrv__net_tune(const netsrv_config *cfg, int fd) {
         netsrv__sys_set_int(fd, SOL_SOCKET, SO_KEEPALIVE, 1);
         netsrv__sys_set_int(fd, IPPROTO_TCP, NETSRV__KEEPIDLE, (int)cfg->keepalive_s);
     }
+}
+
+static void netsrv__net_tune(const netsrv_config *cfg, int fd) {
+    netsrv__net_tune_any(cfg, fd);
 #ifdef TCP_DEFER_ACCEPT
     if (cfg->defer_accept_s != NETSRV_OFF) {
         netsrv__sys_set_int(fd, IPPROTO_TCP, TCP_DEFER_ACCEPT, (int)cfg->defer_accept_s);
@@ -3759,8 +3921,9 @@ static netsrv__frame_found netsrv__frame_line(const unsigned char *data, size_t 
  * ========================================================================== */
 
 #define NETSRV__MAY(state) (1u << (state))
-static const uint8_t netsrv__conn_steps[NETSRV__STATE_COUNT] = {
-    [NETSRV__FREE] = NETSRV__MAY(NETSRV__OPEN),
+static const uint16_t netsrv__conn_steps[NETSRV__STATE_COUNT] = {
+    [NETSRV__FREE] = NETSRV__MAY(NETSRV__OPEN) | NETSRV__MAY(NETSRV__DIALING),
+    [NETSRV__DIALING] = NETSRV__MAY(NETSRV__OPEN) | NETSRV__MAY(NETSRV__CLOSING),
     [NETSRV__OPEN] = NETSRV__MAY(NETSRV__HALF) | NETSRV__MAY(NETSRV__DRAINING) |
                      NETSRV__MAY(NETSRV__CLOSING),
     [NETSRV__HALF] = NETSRV__MAY(NETSRV__DRAINING) | NETSRV__MAY(NETSRV__CLOSING),
@@ -3853,6 +4016,9 @@ static void netsrv__conn_fail(netsrv__worker *w, netsrv_conn *c, int sys_errno) 
 /* The orderly end: flush, FIN, linger. */
 static void netsrv__conn_close(netsrv__worker *w, netsrv_conn *c, netsrv_close_reason reason) {
     NETSRV__ASSERT_OWNER(w);
+    if (c->state == NETSRV__DIALING) {
+        netsrv__conn_end(w, c, reason, 0);
+    }
     if (c->state > NETSRV__HALF) {
         return;
     }
@@ -3867,7 +4033,7 @@ static void netsrv__conn_close(netsrv__worker *w, netsrv_conn *c, netsrv_close_r
 /* ---- output ---- */
 
 static bool netsrv__conn_can_send(const netsrv_conn *c) {
-    return (c->state == NETSRV__OPEN || c->state == NETSRV__HALF) &&
+    return c->state != NETSRV__FREE && c->state <= NETSRV__HALF &&
            (c->flags & NETSRV__FIN_WANTED) == 0;
 }
 
@@ -4131,7 +4297,7 @@ static uint64_t netsrv__conn_long_turn_ms(const netsrv__worker *w) {
 }
 
 static uint64_t netsrv__conn_idle_deadline(const netsrv__worker *w, const netsrv_conn *c) {
-    if (c->idle_ms == NETSRV_OFF || c->state > NETSRV__HALF) {
+    if (c->idle_ms == NETSRV_OFF || c->state < NETSRV__OPEN || c->state > NETSRV__HALF) {
         return UINT64_MAX;
     }
     return netsrv__conn_after(c->active_ms + netsrv__conn_long_turn_ms(w), c->idle_ms);
@@ -4175,9 +4341,19 @@ static void netsrv__conn_limit(netsrv_conn *c, uint32_t timeout_ms) {
     }
 }
 
+/* At a stop: time for a first byte, or to get connected. */
+static void netsrv__conn_limit_fresh(netsrv_conn *c) {
+    const uint64_t before = c->limit_ms;
+    netsrv__conn_limit(c, NETSRV__FRESH_MS);
+    c->limit_ms = before != 0 && before < c->limit_ms ? before : c->limit_ms;
+}
+
 static void netsrv__conn_limit_reached(netsrv__worker *w, netsrv_conn *c) {
     c->limit_ms = 0;
-    if (c->state == NETSRV__DRAINING) {
+    if (c->state == NETSRV__DIALING) {
+        const bool stopping = (c->flags & NETSRV__STOPPING) != 0;
+        netsrv__conn_end(w, c, stopping ? NETSRV_CLOSE_STOP : NETSRV_CLOSE_DIAL_TIMEOUT, 0);
+    } else if (c->state == NETSRV__DRAINING) {
         c->reason = NETSRV_CLOSE_COUNT; /* the close did not succeed, and the program is told so */
         netsrv__conn_reset(w, c, NETSRV_CLOSE_WRITE_TIMEOUT);
     } else if (c->state == NETSRV__LINGERING) {
@@ -4224,6 +4400,9 @@ static void netsrv__conn_drop_input(netsrv__worker *w, netsrv_conn *c) {
 
 static void netsrv__conn_close_fd(netsrv_conn *c) {
     const struct linger now = {1, 0};
+    if (c->fd < 0) {
+        return;
+    }
     if ((c->flags & NETSRV__RESET) != 0) {
         netsrv__sys_setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &now, sizeof now);
         netsrv__sys_disconnect(c->fd);
@@ -4240,13 +4419,18 @@ static void netsrv__conn_on_detached(netsrv__worker *w, netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(w);
     netsrv__timer_stop(&w->own.wheel, &c->timer);
     netsrv__conn_set_state(c, NETSRV__DEAD);
-    if (w->cfg->on_close != NULL) {
-        w->cfg->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
+    if (c->on->on_close != NULL) {
+        c->on->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
     }
     netsrv__out_discard(w->srv, &c->out);
     netsrv__conn_drop_input(w, c);
+    if (c->fd >= 0) {
+        NETSRV__COUNT(w, closed, 1);
+    } else {
+        NETSRV__COUNT(w, undialed, 1);
+        w->own.dials_stale = true;
+    }
     netsrv__conn_close_fd(c);
-    NETSRV__COUNT(w, closed, 1);
     c->grave_next = w->own.dead;
     w->own.dead = c;
 }
@@ -4348,7 +4532,7 @@ static size_t netsrv__conn_show_lines(netsrv__worker *w, netsrv_conn *c, const u
             netsrv__conn_close(w, c, NETSRV_CLOSE_LINE_TOO_LONG);
             break;
         }
-        cfg->on_frame(c, data + at, cfg->keep_line_end == NETSRV_ENABLE ? line + end : line);
+        c->on->on_frame(c, data + at, cfg->keep_line_end == NETSRV_ENABLE ? line + end : line);
         at += line + end;
         if (w->own.reply_bytes >= NETSRV__REPLY_FLUSH) {
             netsrv__conn_flush_reply(w, c);
@@ -4366,10 +4550,10 @@ static size_t netsrv__conn_show(netsrv__worker *w, netsrv_conn *c, const unsigne
         return 0; /* paused by somebody else earlier in this batch */
     }
     netsrv__conn_enter(w, c, data, lends ? n : 0);
-    if (w->cfg->framing == NETSRV_FRAMING_LINE) {
+    if (c->on->on_data == NULL) {
         used = netsrv__conn_show_lines(w, c, data, n, scanned);
     } else {
-        used = netsrv__util_min(w->cfg->on_data(c, data, n), n);
+        used = netsrv__util_min(c->on->on_data(c, data, n), n);
     }
     netsrv__conn_leave(w, c);
     return used;
@@ -4419,8 +4603,7 @@ static bool netsrv__conn_keep(netsrv__worker *w, netsrv_conn *c, const void *dat
 /* Unframed input that the program leaves lying is limited; a line's length is seen to above. */
 static void netsrv__conn_limit_input(netsrv__worker *w, netsrv_conn *c) {
     if (netsrv__conn_wants_input(c) && c->input != NULL &&
-        c->input->end - c->input->begin > w->cfg->input_max_bytes &&
-        w->cfg->framing == NETSRV_FRAMING_NONE) {
+        c->input->end - c->input->begin > w->cfg->input_max_bytes && c->on->on_data != NULL) {
         netsrv__conn_close(w, c, NETSRV_CLOSE_INPUT_FULL);
     }
 }
@@ -4456,21 +4639,20 @@ static void netsrv__conn_input(netsrv__worker *w, netsrv_conn *c, const unsigned
 
 /* The peer has finished. A last line without its end is shown as a line. */
 static void netsrv__conn_eof(netsrv__worker *w, netsrv_conn *c) {
-    const netsrv_config *cfg = w->cfg;
     netsrv__input *in = c->input;
     netsrv__conn_set_state(c, NETSRV__HALF);
-    if (in != NULL && cfg->framing == NETSRV_FRAMING_LINE) {
+    if (in != NULL && c->on->on_data == NULL) {
         netsrv__conn_enter(w, c, NULL, 0);
-        cfg->on_frame(c, in->bytes + in->begin, in->end - in->begin);
+        c->on->on_frame(c, in->bytes + in->begin, in->end - in->begin);
         netsrv__conn_leave(w, c);
     }
     netsrv__conn_drop_input(w, c);
-    if (cfg->on_eof != NULL && c->state == NETSRV__HALF) {
+    if (c->on->on_eof != NULL && c->state == NETSRV__HALF) {
         netsrv__conn_enter(w, c, NULL, 0);
-        cfg->on_eof(c);
+        c->on->on_eof(c);
         netsrv__conn_leave(w, c);
     }
-    if (cfg->eof_policy == NETSRV_EOF_CLOSE) {
+    if (c->on->eof_policy == NETSRV_EOF_CLOSE) {
         netsrv__conn_close(w, c, NETSRV_CLOSE_PEER);
     }
 }
@@ -4494,9 +4676,9 @@ static void netsrv__conn_step_program(netsrv__worker *w, netsrv_conn *c) {
         /* What on_drain sends waits for the next round, or a fast reader would hold the turn. */
         netsrv__conn_mark_dirty(w, c);
         c->active_ms = w->own.now_ms;
-        if (w->cfg->on_drain != NULL) {
+        if (c->on->on_drain != NULL) {
             netsrv__conn_enter(w, c, NULL, 0);
-            w->cfg->on_drain(c);
+            c->on->on_drain(c);
             netsrv__conn_leave(w, c);
         }
     }
@@ -4530,10 +4712,20 @@ static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
 }
 
 /* The state in which most messages find a connection. */
-static bool netsrv__conn_is_plain(const netsrv__worker *w, const netsrv_conn *c) {
+static bool netsrv__conn_is_plain(const netsrv_conn *c) {
     return c->state == NETSRV__OPEN && c->input == NULL && c->out.bytes + c->sending == 0 &&
            (c->flags & (NETSRV__UNSETTLED | NETSRV__RECV_ON)) == NETSRV__RECV_ON &&
-           w->cfg->framing == NETSRV_FRAMING_NONE;
+           c->on->on_data != NULL;
+}
+
+/* No backend has it yet. */
+static void netsrv__conn_settle_unopened(netsrv__worker *w, netsrv_conn *c) {
+    if (c->state == NETSRV__DIALING) {
+        netsrv__conn_arm(w, c);
+        return;
+    }
+    NETSRV_ASSERT(c->state == NETSRV__CLOSING);
+    netsrv__conn_on_detached(w, c);
 }
 
 /* Whether there is something to send that may be sent now. */
@@ -4547,6 +4739,10 @@ static bool netsrv__conn_may_send(const netsrv__worker *w, const netsrv_conn *c)
 NETSRV__COLD
 static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
     if (c->state == NETSRV__DEAD || c->state == NETSRV__FREE) {
+        return;
+    }
+    if (c->fd < 0) {
+        netsrv__conn_settle_unopened(w, c);
         return;
     }
     if (netsrv__conn_may_send(w, c)) {
@@ -4568,7 +4764,7 @@ static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_arm(w, c);
     }
     c->flags &= ~(uint32_t)NETSRV__PLAIN;
-    c->flags |= netsrv__conn_is_plain(w, c) ? (uint32_t)NETSRV__PLAIN : 0u;
+    c->flags |= netsrv__conn_is_plain(c) ? (uint32_t)NETSRV__PLAIN : 0u;
 }
 
 /* Everything that became dirty outside its own callback. What becomes dirty meanwhile gets one more
@@ -4628,9 +4824,9 @@ static NETSRV__HOT void netsrv__conn_on_recv(netsrv__worker *w, netsrv_conn *c,
         netsrv__conn_on_recv_slow(w, c, data, n);
         return;
     }
-    NETSRV_ASSERT(netsrv__conn_is_plain(w, c));
+    NETSRV_ASSERT(netsrv__conn_is_plain(c));
     netsrv__conn_enter(w, c, data, n);
-    const size_t used = w->cfg->on_data(c, data, n);
+    const size_t used = c->on->on_data(c, data, n);
     if (!NETSRV__LIKELY(used == n && (c->flags & NETSRV__PLAIN) != 0)) {
         netsrv__conn_recv_rest(w, c, data, n, used);
         return;
@@ -4672,32 +4868,34 @@ static void netsrv__conn_on_writable(netsrv__worker *w, netsrv_conn *c) {
 
 /* ---- the beginning ---- */
 
-/* False, and the descriptor is closed, if there is no memory. */
-static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
+static netsrv_conn *netsrv__conn_new(netsrv__worker *w, const netsrv_handlers *on) {
     netsrv_conn *c = netsrv__slab_alloc(&w->own.slab, w);
     NETSRV__ASSERT_OWNER(w);
     if (c == NULL) {
-        return false;
+        return NULL;
     }
-    c->fd = a->fd;
-    c->peer = a->peer;
-    c->listener = (uint8_t)a->listener;
-    c->addr_slot = a->addr_slot;
+    c->on = on;
+    c->fd = -1;
     c->reason = NETSRV_CLOSE_COUNT;
     c->idle_ms = w->cfg->idle_timeout_ms;
+    atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_relaxed);
+    return c;
+}
+
+/* The program is told, and what it wants becomes so. */
+static void netsrv__conn_begin(netsrv__worker *w, netsrv_conn *c) {
     c->active_ms = w->own.now_ms;
-    c->flags = (uint16_t)(NETSRV__FRESH | (a->registered ? NETSRV__FOREIGN : 0));
+    c->flags |= NETSRV__FRESH;
     netsrv__conn_set_state(c, NETSRV__OPEN);
     NETSRV__COUNT(w, opened, 1);
-    atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_relaxed);
-    if (w->cfg->on_open != NULL) {
+    if (c->on->on_open != NULL) {
         netsrv__conn_enter(w, c, NULL, 0);
-        w->cfg->on_open(c);
+        c->on->on_open(c);
         netsrv__conn_leave(w, c);
     }
     if (w->own.phase >= NETSRV__LEAVING && c->state == NETSRV__OPEN) {
         c->flags |= NETSRV__STOPPING;
-        netsrv__conn_limit(c, NETSRV__FRESH_MS);
+        netsrv__conn_limit_fresh(c);
     }
     netsrv__conn_settle(w, c);
     if (c->state < NETSRV__CLOSING && (c->flags & NETSRV__RECV_ON) == 0) {
@@ -4707,7 +4905,49 @@ static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
             netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error);
         }
     }
+}
+
+/* False, and the descriptor is the caller's still, if there is no memory. */
+static bool netsrv__conn_open(netsrv__worker *w, const netsrv__arrival *a) {
+    netsrv_conn *c = netsrv__conn_new(w, &w->srv->handlers);
+    if (c == NULL) {
+        return false;
+    }
+    c->fd = a->fd;
+    c->peer = a->peer;
+    c->listener = (uint8_t)a->listener;
+    c->addr_slot = a->addr_slot;
+    c->flags |= a->registered ? NETSRV__FOREIGN : 0u;
+    netsrv__conn_begin(w, c);
     return true;
+}
+
+/* One that has no descriptor yet; NULL without memory. What the program sends meanwhile waits. */
+static netsrv_conn *netsrv__conn_dial(netsrv__worker *w, const netsrv_handlers *on,
+                                      uint32_t timeout_ms) {
+    netsrv_conn *c = netsrv__conn_new(w, on);
+    if (c == NULL) {
+        return NULL;
+    }
+    c->listener = NETSRV_LISTEN_MAX;
+    c->addr_slot = NETSRV__NO_SLOT;
+    c->flags = NETSRV__DIALED;
+    netsrv__conn_set_state(c, NETSRV__DIALING);
+    netsrv__conn_limit(c, timeout_ms);
+    if (w->own.phase >= NETSRV__LEAVING) {
+        c->flags |= NETSRV__STOPPING;
+        netsrv__conn_limit_fresh(c);
+    }
+    netsrv__conn_mark_dirty(w, c);
+    return c;
+}
+
+static void netsrv__conn_connected(netsrv__worker *w, netsrv_conn *c, int fd,
+                                   const netsrv__addr *peer) {
+    c->fd = fd;
+    c->peer = *peer;
+    c->limit_ms = 0;
+    netsrv__conn_begin(w, c);
 }
 
 /* ========================================================================== *
@@ -5351,6 +5591,16 @@ static int netsrv__watch_add(netsrv__worker *w, int fd, netsrv__watch settings,
     return 0;
 }
 
+/* For a descriptor that lives on: nothing of it is left here, nor, if 0 is returned, in the
+ * backend; else the caller closes it. */
+static int netsrv__watch_release(netsrv__worker *w, netsrv__watch *x) {
+    x->fn = NULL;
+    x->wanted = 0;
+    const int error = w->io->watch(w, x);
+    netsrv__watch_free(w, x);
+    return error;
+}
+
 static int netsrv__watch_change(netsrv__worker *w, netsrv__watch *x, unsigned mask) {
     x->wanted = (uint16_t)mask;
     return w->io->watch(w, x);
@@ -5404,6 +5654,320 @@ static void netsrv__watch_discard(netsrv__worker *w) {
     }
     netsrv__mem_free(w->cfg, all->at, all->cap * sizeof *all->at);
     memset(all, 0, sizeof *all);
+}
+
+/* ========================================================================== *
+ *  [resolve] Names to addresses, on threads of their own
+ *  uses:   mem util sys mailbox
+ *  thread: start = owner; main = a resolver's
+ * ========================================================================== */
+
+/* The next name; NULL when there is none, and this thread's end is reported. */
+static netsrv__dial *netsrv__resolve_next(netsrv_server *srv, unsigned slot) {
+    netsrv__resolver *r = &srv->resolver;
+    netsrv__dial *d = NULL;
+    pthread_mutex_lock(&srv->lock);
+    if (r->queued != 0) {
+        d = (netsrv__dial *)(void *)((char *)r->queue.next - offsetof(netsrv__dial, link));
+        netsrv__util_list_remove(&d->link);
+        r->queued--;
+    } else {
+        r->slots[slot].running = false;
+        srv->alive--;
+        pthread_cond_broadcast(&srv->changed);
+    }
+    pthread_mutex_unlock(&srv->lock);
+    return d;
+}
+
+/* Back to the worker; not if it has left, or nobody waits for the address any more. */
+static void netsrv__resolve_one(netsrv_server *srv, netsrv__dial *d) {
+    netsrv__worker *w = d->worker;
+    netsrv__msg msg;
+    if (netsrv__sys_now_ms() < d->deadline_ms && atomic_load(&srv->stop_at) == 0) {
+        const int n = netsrv__sys_resolve(d->host, d->port, d->targets, d->lengths,
+                                          NETSRV__TARGETS);
+        d->count = n > 0 ? (unsigned)n : 0;
+    }
+    memset(&msg, 0, sizeof msg);
+    msg.kind = NETSRV__MSG_CALL;
+    msg.as.call.fn = d->resolved;
+    msg.as.call.arg = d;
+    if (netsrv__mailbox_post(w, &msg, true) != NETSRV_OK) {
+        netsrv__mem_free(w->cfg, d, sizeof *d);
+    }
+}
+
+typedef struct netsrv__resolve_job {
+    netsrv_server *srv;
+    unsigned slot;
+} netsrv__resolve_job;
+
+static void *netsrv__resolve_main(void *arg) {
+    const netsrv__resolve_job job = *(netsrv__resolve_job *)arg;
+    netsrv__dial *d;
+    netsrv__mem_free(&job.srv->cfg, arg, sizeof job);
+    netsrv__sys_thread_name("netsrv-names");
+    while ((d = netsrv__resolve_next(job.srv, job.slot)) != NULL) {
+        netsrv__resolve_one(job.srv, d);
+    }
+    return NULL;
+}
+
+/* One more thread. 0 or errno. Under the lock. */
+static int netsrv__resolve_spawn(netsrv_server *srv, unsigned slot) {
+    netsrv__resolver *r = &srv->resolver;
+    netsrv__resolve_job *job = netsrv__mem_alloc(&srv->cfg, sizeof *job);
+    if (job == NULL) {
+        return ENOMEM;
+    }
+    if (r->slots[slot].joinable) {
+        pthread_join(r->slots[slot].thread, NULL); /* has reported its end */
+        r->slots[slot].joinable = false;
+    }
+    job->srv = srv;
+    job->slot = slot;
+    const int error = netsrv__sys_thread_create(&r->slots[slot].thread, netsrv__resolve_main, job);
+    if (error != 0) {
+        netsrv__mem_free(&srv->cfg, job, sizeof *job);
+        return error;
+    }
+    r->slots[slot].running = true;
+    r->slots[slot].joinable = true;
+    srv->alive++;
+    return 0;
+}
+
+/* Under the lock: a thread for what waits, while there may be more. An error counts only if nobody
+ * else will come to take the name. */
+static int netsrv__resolve_staff(netsrv_server *srv) {
+    unsigned running = 0;
+    unsigned free = NETSRV__RESOLVERS;
+    for (unsigned i = 0; i < NETSRV__RESOLVERS; i++) {
+        running += srv->resolver.slots[i].running;
+        free = srv->resolver.slots[i].running ? free : i;
+    }
+    const int error = free < NETSRV__RESOLVERS ? netsrv__resolve_spawn(srv, free) : 0;
+    return running != 0 ? 0 : error;
+}
+
+/* Takes the dial over; it comes back through d->resolved. 0, EAGAIN: too many wait; or errno. */
+static int netsrv__resolve_start(netsrv_server *srv, netsrv__dial *d) {
+    netsrv__resolver *r = &srv->resolver;
+    int error = EAGAIN;
+    pthread_mutex_lock(&srv->lock);
+    if (r->queued < NETSRV__LOOKUPS) {
+        error = netsrv__resolve_staff(srv);
+    }
+    if (error == 0) {
+        netsrv__util_list_append(&r->queue, &d->link);
+        r->queued++;
+    }
+    pthread_mutex_unlock(&srv->lock);
+    return error;
+}
+
+/* ========================================================================== *
+ *  [dial] Connections to others
+ *  uses:   mem util sys net conn watch resolve
+ *  thread: owner
+ * ========================================================================== */
+
+/* The connection that waits for it, or NULL. */
+static netsrv_conn *netsrv__dial_conn(netsrv__worker *w, const netsrv__dial *d) {
+    netsrv_conn *c = netsrv__conn_of_id(w, d->id);
+    return c != NULL && c->state == NETSRV__DIALING ? c : NULL;
+}
+
+/* Takes the descriptor out of the loop and gives it back; -1 if that did not work, and it is
+ * closed. */
+static int netsrv__dial_take_fd(netsrv__worker *w, netsrv__dial *d) {
+    const int fd = d->fd;
+    netsrv__watch *x = netsrv__watch_of_id(w, d->watch);
+    const int error = x != NULL ? netsrv__watch_release(w, x) : 0;
+    d->fd = -1;
+    d->watch = 0;
+    if (error != 0) {
+        d->sys_errno = error;
+        netsrv__sys_close(fd);
+        return -1;
+    }
+    return fd;
+}
+
+/* Closes and frees. */
+static void netsrv__dial_end(netsrv__worker *w, netsrv__dial *d) {
+    const int fd = d->fd >= 0 ? netsrv__dial_take_fd(w, d) : -1;
+    if (fd >= 0) {
+        netsrv__sys_close(fd);
+    }
+    if (d->link.next != NULL) {
+        netsrv__util_list_remove(&d->link);
+    }
+    netsrv__mem_free(w->cfg, d, sizeof *d);
+}
+
+/* A port of this machine on which nobody listens may be given to the very socket that dials it. */
+static bool netsrv__dial_reached_itself(int fd, const netsrv__addr *peer) {
+    struct sockaddr_storage sa;
+    socklen_t n = sizeof sa;
+    if (peer->port == 0 || netsrv__sys_local(fd, &sa, &n) != 0) {
+        return false;
+    }
+    const netsrv__addr self = netsrv__net_addr(&sa);
+    return self.family == peer->family && self.port == peer->port &&
+           memcmp(self.ip, peer->ip, sizeof self.ip) == 0;
+}
+
+/* A socket on its way; -1 and errno. One that is through at once is told by the loop as well. */
+static int netsrv__dial_connect(netsrv__worker *w, const struct sockaddr_storage *sa,
+                                socklen_t n) {
+    const int fd = netsrv__sys_socket(sa->ss_family);
+    if (fd < 0) {
+        return -1;
+    }
+    if (sa->ss_family != AF_UNIX) {
+        netsrv__net_tune_any(w->cfg, fd);
+    }
+    if (netsrv__sys_connect(fd, sa, n) != 0 && errno != EINPROGRESS && errno != EINTR) {
+        const int saved = errno;
+        netsrv__sys_close(fd);
+        errno = saved;
+        return -1;
+    }
+    return fd;
+}
+
+/* The next address that can be tried. False when none is left. */
+static bool netsrv__dial_next(netsrv__worker *w, netsrv__dial *d, netsrv_watch_fn *fn) {
+    netsrv__watch settings;
+    memset(&settings, 0, sizeof settings);
+    settings.fn = fn;
+    settings.arg = d;
+    settings.wanted = NETSRV__OUT;
+    while (d->at < d->count) {
+        const unsigned at = d->at++;
+        const int fd = netsrv__dial_connect(w, &d->targets[at], d->lengths[at]);
+        d->sys_errno = fd < 0 ? errno : netsrv__watch_add(w, fd, settings, &d->watch);
+        if (d->sys_errno == 0) {
+            d->fd = fd;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* No address at a stop may mean that none was looked for. */
+static void netsrv__dial_failed(netsrv__worker *w, netsrv_conn *c, const netsrv__dial *d) {
+    const bool stopping = atomic_load(&w->srv->stop_at) != 0;
+    const netsrv_close_reason none = stopping ? NETSRV_CLOSE_STOP : NETSRV_CLOSE_NOT_RESOLVED;
+    netsrv__conn_end(w, c, d->sys_errno != 0 ? NETSRV_CLOSE_ERROR : none, d->sys_errno);
+}
+
+/* Why it is not connected; 0 if it is. A poller may have taken the errno from the socket. */
+static int netsrv__dial_error(int fd, unsigned ready) {
+    const int error = netsrv__sys_socket_error(fd);
+    if (error == 0 && (ready & NETSRV_HUNG_UP) != 0 && netsrv__sys_peer(fd) != 0) {
+        return ECONNREFUSED;
+    }
+    return error;
+}
+
+/* Writable: connected, or refused. */
+static void netsrv__dial_on_ready(netsrv_server *s, unsigned worker, int fd, unsigned ready,
+                                  void *arg) {
+    netsrv__worker *w = &s->workers[worker];
+    netsrv__dial *d = arg;
+    netsrv_conn *c = netsrv__dial_conn(w, d);
+    (void)fd;
+    const netsrv__addr peer = netsrv__net_addr(&d->targets[d->at - 1]);
+    const int connected = netsrv__dial_take_fd(w, d);
+    if (connected >= 0) {
+        d->sys_errno = netsrv__dial_error(connected, ready);
+    }
+    if (c != NULL && d->sys_errno == 0 && !netsrv__dial_reached_itself(connected, &peer)) {
+        netsrv__dial_end(w, d);
+        netsrv__conn_connected(w, c, connected, &peer);
+        return;
+    }
+    if (connected >= 0) {
+        netsrv__sys_close(connected);
+    }
+    d->sys_errno = d->sys_errno != 0 ? d->sys_errno : ECONNREFUSED;
+    if (c != NULL && netsrv__dial_next(w, d, netsrv__dial_on_ready)) {
+        return;
+    }
+    if (c != NULL) {
+        netsrv__dial_failed(w, c, d);
+    }
+    netsrv__dial_end(w, d);
+}
+
+/* With its addresses, or none. */
+static void netsrv__dial_on_resolved(netsrv_server *s, unsigned worker, void *arg) {
+    netsrv__worker *w = &s->workers[worker];
+    netsrv__dial *d = arg;
+    netsrv_conn *c = netsrv__dial_conn(w, d);
+    if (c != NULL && netsrv__dial_next(w, d, netsrv__dial_on_ready)) {
+        netsrv__util_list_append(&w->own.dials, &d->link);
+        return;
+    }
+    if (c != NULL) {
+        netsrv__dial_failed(w, c, d);
+    }
+    netsrv__dial_end(w, d);
+}
+
+/* What is to be dialed; NULL without memory. */
+static netsrv__dial *netsrv__dial_new(netsrv__worker *w, const netsrv__listener *to,
+                                      const char *spec, bool name) {
+    netsrv__dial *d = netsrv__mem_zeroed(w->cfg, 1, sizeof *d);
+    if (d == NULL) {
+        return NULL;
+    }
+    d->worker = w;
+    d->fd = -1;
+    d->resolved = netsrv__dial_on_resolved;
+    if (name) {
+        const char *colon = strrchr(spec, ':');
+        memcpy(d->host, spec, (size_t)(colon - spec));
+        snprintf(d->port, sizeof d->port, "%s", colon + 1);
+    } else {
+        d->count = 1;
+        d->targets[0] = to->sa;
+        d->lengths[0] = to->sa_len;
+    }
+    return d;
+}
+
+/* Begins; what fails from here on is told to on_close. */
+static void netsrv__dial_start(netsrv__worker *w, netsrv_conn *c, netsrv__dial *d) {
+    d->id = netsrv__conn_id(c);
+    d->deadline_ms = c->limit_ms != 0 ? c->limit_ms : UINT64_MAX;
+    c->peer = netsrv__net_addr(&d->targets[0]);
+    if (d->count != 0) {
+        netsrv__dial_on_resolved(w->srv, w->index, d);
+        return;
+    }
+    const int error = netsrv__resolve_start(w->srv, d);
+    if (error != 0) {
+        d->sys_errno = error;
+        netsrv__dial_failed(w, c, d);
+        netsrv__dial_end(w, d);
+    }
+}
+
+/* The sockets of connections that have ended before they were open. */
+static void netsrv__dial_sweep(netsrv__worker *w) {
+    netsrv__link *at = w->own.dials.next;
+    w->own.dials_stale = false;
+    while (at != &w->own.dials) {
+        netsrv__dial *d = (netsrv__dial *)(void *)((char *)at - offsetof(netsrv__dial, link));
+        at = at->next;
+        if (netsrv__dial_conn(w, d) == NULL) {
+            netsrv__dial_end(w, d);
+        }
+    }
 }
 
 /* ========================================================================== *
@@ -6567,7 +7131,7 @@ static const netsrv__place_ops *netsrv__place_find(netsrv_place place) {
 
 /* ========================================================================== *
  *  [worker] The turn, the mail, the phases of leaving, the thread
- *  uses:   log mem util sys net slab out timer mailbox conn accept watch
+ *  uses:   log mem util sys net slab out timer mailbox conn accept watch dial
  *  thread: owner
  * ========================================================================== */
 
@@ -6637,9 +7201,14 @@ static void netsrv__worker_bury_dead(netsrv__worker *w) {
             w->own.dead = c;
         } else {
             const uint32_t addr_slot = c->addr_slot;
+            const bool dialed = (c->flags & NETSRV__DIALED) != 0;
             netsrv__slab_free(&w->own.slab, c);
             atomic_fetch_sub(&w->load, 1);
-            netsrv__accept_release(w->srv, addr_slot);
+            if (dialed) {
+                netsrv__accept_nudge(w->srv, NETSRV__PAUSED_RESOURCE);
+            } else {
+                netsrv__accept_release(w->srv, addr_slot);
+            }
             /* Last: who sees one less finds its place free. */
             atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_release);
         }
@@ -6735,12 +7304,12 @@ static void netsrv__worker_leave(netsrv__worker *w) {
     w->own.phase = NETSRV__LEAVING;
     for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
         netsrv_conn *c = netsrv__slab_at(slab, slot);
-        if (c->state != NETSRV__OPEN && c->state != NETSRV__HALF) {
+        if (c->state == NETSRV__FREE || c->state > NETSRV__HALF) {
             continue;
         }
         c->flags |= NETSRV__STOPPING;
-        if ((c->flags & NETSRV__FRESH) != 0) {
-            netsrv__conn_limit(c, NETSRV__FRESH_MS);
+        if ((c->flags & NETSRV__FRESH) != 0 || c->state == NETSRV__DIALING) {
+            netsrv__conn_limit_fresh(c);
         }
         netsrv__conn_mark_dirty(w, c);
     }
@@ -6834,6 +7403,9 @@ static bool netsrv__worker_turn(netsrv__worker *w) {
     netsrv__accept_check_paused(w);
     netsrv__conn_settle_dirty(w);
     netsrv__out_release_spent(w);
+    if (w->own.dials_stale) {
+        netsrv__dial_sweep(w);
+    }
     netsrv__worker_bury_dead(w);
     netsrv__watch_bury(w);
     netsrv__worker_end_turn(w);
@@ -6850,6 +7422,7 @@ static int netsrv__worker_open(netsrv__worker *w) {
     netsrv__timer_init(&w->own.wheel, w->own.now_ms);
     netsrv__timer_init(&w->own.timers, w->own.now_ms);
     netsrv__util_list_init(&w->own.due);
+    netsrv__util_list_init(&w->own.dials);
     if (!w->serves) {
         return w->io->open(w);
     }
@@ -6864,6 +7437,7 @@ static int netsrv__worker_open(netsrv__worker *w) {
 
 static void netsrv__worker_close(netsrv__worker *w) {
     NETSRV_ASSERT(w->own.slab.live == 0);
+    NETSRV_ASSERT(w->own.dials.next == NULL || w->own.dials.next == &w->own.dials);
     netsrv__watch_discard(w);
     w->io->close(w);
     w->first_gen = netsrv__slab_next_gen(&w->own.slab, w->first_gen);
@@ -6941,6 +7515,7 @@ static void netsrv__worker_serve(netsrv__worker *w) {
     while (netsrv__worker_turn(w)) {
     }
     netsrv__timer_clear(w);
+    w->own.phase = NETSRV__FORCED; /* nothing is to be begun any more */
     if (w->serves && w->cfg->on_worker_stop != NULL) {
         w->cfg->on_worker_stop(w->srv, w->index);
     }
@@ -7004,6 +7579,18 @@ static netsrv_result netsrv__server_alloc_sockets(netsrv_server *srv, netsrv_err
         }
     }
     return NETSRV_OK;
+}
+
+/* With framing, accepted connections have no on_data: that is how the two are told apart. */
+static void netsrv__server_set_handlers(netsrv_server *srv) {
+    const netsrv_config *cfg = &srv->cfg;
+    srv->handlers.on_open = cfg->on_open;
+    srv->handlers.on_data = cfg->framing == NETSRV_FRAMING_NONE ? cfg->on_data : NULL;
+    srv->handlers.on_frame = cfg->on_frame;
+    srv->handlers.on_drain = cfg->on_drain;
+    srv->handlers.on_eof = cfg->on_eof;
+    srv->handlers.on_close = cfg->on_close;
+    srv->handlers.eof_policy = cfg->eof_policy;
 }
 
 /* All listeners, or none. Those still open stay. */
@@ -7091,6 +7678,7 @@ static netsrv_result netsrv__server_init_threads(netsrv_server *srv, netsrv_erro
 
 static netsrv_result netsrv__server_init_locks(netsrv_server *srv, netsrv_error *error) {
     netsrv__sys_random(srv->seed);
+    netsrv__util_list_init(&srv->resolver.queue);
     srv->limits.free = NETSRV__NO_SLOT;
     if (pthread_mutex_init(&srv->limits.lock, NULL) != 0) {
         return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
@@ -7190,6 +7778,12 @@ static void netsrv__server_reset(netsrv_server *srv) {
 static void netsrv__server_join(netsrv_server *srv) {
     for (unsigned i = 0; i < srv->joinable; i++) {
         pthread_join(srv->workers[i].thread, NULL);
+    }
+    for (unsigned i = 0; i < NETSRV__RESOLVERS; i++) {
+        if (srv->resolver.slots[i].joinable) {
+            pthread_join(srv->resolver.slots[i].thread, NULL);
+            srv->resolver.slots[i].joinable = false;
+        }
     }
     srv->joinable = 0;
     srv->started = false;
@@ -7770,7 +8364,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 /* ========================================================================== *
  *  [public] The functions of the declarations: check, then hand down
- *  uses:   log mem sys net out timer mailbox conn watch server defaults
+ *  uses:   log mem sys net out timer mailbox conn watch dial server defaults
  *  thread: as declared
  * ========================================================================== */
 
@@ -7778,6 +8372,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 static netsrv_result netsrv__public_build(netsrv_server *srv, netsrv_error *error) {
     netsrv_result result = netsrv__defaults_validate(&srv->cfg, error);
+    netsrv__server_set_handlers(srv);
     result = result != NETSRV_OK ? result : netsrv__server_init_locks(srv, error);
     result = result != NETSRV_OK ? result : netsrv__server_parse(srv, error);
     result = result != NETSRV_OK ? result : netsrv__defaults_choose(srv, error);
@@ -8040,7 +8635,7 @@ NETSRV_API void netsrv_uncork(netsrv_conn *c) {
 
 NETSRV_API void netsrv_pause(netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(c->worker);
-    if (c->state == NETSRV__OPEN) {
+    if (c->state == NETSRV__OPEN || c->state == NETSRV__DIALING) {
         c->flags |= NETSRV__PAUSED;
         netsrv__conn_mark_dirty(c->worker, c);
     }
@@ -8276,6 +8871,58 @@ NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id) {
     }
     netsrv_conn *c = netsrv__conn_of_id(w, id);
     return c != NULL && c->state < NETSRV__CLOSING ? c : NULL;
+}
+
+/* ---- outgoing connections ---- */
+
+static bool netsrv__public_can_read(const netsrv_server *s, const netsrv_handlers *on) {
+    return on->on_data != NULL ||
+           (on->on_frame != NULL && s->cfg.framing != NETSRV_FRAMING_NONE);
+}
+
+static netsrv_result netsrv__public_begin_dial(netsrv__worker *w, netsrv__dial *d,
+                                               const netsrv_handlers *on,
+                                               const netsrv_target *target, netsrv_conn **c) {
+    const uint32_t timeout_ms = target->timeout_ms != 0 ? target->timeout_ms : 10000;
+    netsrv_conn *made = netsrv__conn_dial(w, on, timeout_ms);
+    if (made == NULL) {
+        netsrv__mem_free(w->cfg, d, sizeof *d);
+        return NETSRV_NO_MEMORY;
+    }
+    made->data = target->data;
+    atomic_fetch_add(&w->load, 1);
+    NETSRV__COUNT(w, dialed, 1);
+    netsrv__dial_start(w, made, d);
+    if (c != NULL) {
+        *c = made;
+    }
+    return NETSRV_OK;
+}
+
+NETSRV_API netsrv_result netsrv_dial(netsrv_server *s, const netsrv_target *target,
+                                     netsrv_conn **c) {
+    netsrv__listener to;
+    bool name = false;
+    netsrv__worker *w = netsrv__self;
+    if (w == NULL || w->srv != s || !w->serves) {
+        return NETSRV_BAD_THREAD;
+    }
+    const netsrv_handlers *on = target->handlers != NULL ? target->handlers : &s->handlers;
+    if (!netsrv__public_can_read(s, on)) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    memset(&to, 0, sizeof to);
+    if (target->address == NULL || netsrv__net_parse_target(&to, target->address, &name) != NULL) {
+        return NETSRV_BAD_ADDRESS;
+    }
+    if (w->own.phase == NETSRV__FORCED) {
+        return NETSRV_STOPPED;
+    }
+    netsrv__dial *d = netsrv__dial_new(w, &to, target->address, name);
+    if (d == NULL) {
+        return NETSRV_NO_MEMORY;
+    }
+    return netsrv__public_begin_dial(w, d, on, target, c);
 }
 
 /* ---- foreign descriptors ---- */

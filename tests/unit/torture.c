@@ -100,6 +100,7 @@ static const kind kinds[] = {
     { "getpeername", 0, { EBADF, EFAULT, EINVAL, ENOBUFS, ENOTCONN, ENOTSOCK } },
     { "fcntl", 0, { EBADF, EINVAL, EPERM, EACCES, EMFILE } },
     { "fstat", FREE, { EBADF, ENOMEM, EOVERFLOW } },
+    { "getaddrinfo", 0, { ENOMEM, EIO } },
     { "socket", 0,
       { EACCES, EAFNOSUPPORT, EINVAL, EMFILE, ENFILE, ENOBUFS, ENOMEM, EPROTONOSUPPORT } },
     { "bind", 0,
@@ -891,6 +892,91 @@ static void do_watch(run *r) {
     hang_up(&c);
 }
 
+/* A front on the first listener, which dials an echo on the second for each client. */
+static const char *echo_host;
+
+typedef struct pair {
+    netsrv_id client;
+    netsrv_id echo;
+} pair;
+
+static size_t back_to_client(netsrv_conn *c, const void *data, size_t n) {
+    const pair *p = netsrv_get_data(c);
+    netsrv_send_to(netsrv_get_server(c), p->client, data, n);
+    return n;
+}
+
+static void cut_client(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
+    const pair *p = netsrv_get_data(c);
+    CHECK((reason == NETSRV_CLOSE_ERROR) == (sys_errno != 0));
+    netsrv_abort_id(netsrv_get_server(c), p->client);
+}
+
+static const netsrv_handlers to_echo = { .on_data = back_to_client, .on_close = cut_client };
+
+static void dial_echo(netsrv_conn *c) {
+    static pair pairs[64];
+    static unsigned used;
+    char address[NETSRV_ADDRESS_MAX];
+    netsrv_conn *echo = NULL;
+    netsrv_server *s = netsrv_get_server(c);
+    rig_on_open(c);
+    if (netsrv_get_listener(c) != 0) {
+        return;
+    }
+    pair *p = &pairs[used++ % 64];
+    snprintf(address, sizeof address, "%s:%u", echo_host, (unsigned)netsrv_get_port(s, 1));
+    const netsrv_target to = { .address = address, .handlers = &to_echo, .data = p };
+    if (netsrv_dial(s, &to, &echo) != NETSRV_OK) {
+        netsrv_abort(c);
+        return;
+    }
+    p->client = netsrv_get_id(c);
+    p->echo = netsrv_get_id(echo);
+    netsrv_set_data(c, p);
+}
+
+static size_t front_data(netsrv_conn *c, const void *data, size_t n) {
+    const pair *p = netsrv_get_data(c);
+    if (netsrv_get_listener(c) != 0) {
+        return rig_on_data(c, data, n);
+    }
+    netsrv_send_to(netsrv_get_server(c), p->echo, data, n);
+    return n;
+}
+
+static void front_close(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
+    const pair *p = netsrv_get_data(c);
+    rig_on_close(c, reason, sys_errno);
+    if (p != NULL) {
+        netsrv_abort_id(netsrv_get_server(c), p->echo);
+    }
+}
+
+static void cfg_dial(netsrv_config *cfg) {
+    echo_host = "127.0.0.1";
+    cfg->listen[1] = "127.0.0.1:0";
+    cfg->workers = 1;
+    cfg->on_open = dial_echo;
+    cfg->on_data = front_data;
+    cfg->on_close = front_close;
+}
+
+static void cfg_dial_name(netsrv_config *cfg) {
+    cfg_dial(cfg);
+    echo_host = "localhost";
+}
+
+static void do_dial(run *r) {
+    client a = dial(r);
+    client b = dial(r);
+    speak(r, &a, "through the front");
+    speak_much(r, &b, 30000, 6);
+    hang_up(&a);
+    hang_up(&b);
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
 static void resume_by_id(netsrv_server *s, unsigned worker, void *arg) {
     (void)worker;
     (void)arg;
@@ -1087,6 +1173,8 @@ static const struct scenario {
     { "abstract", cfg_abstract, do_speak, BY_UNIX },
     { "across", cfg_across, do_across, NO_PROBE },
     { "watch", cfg_watch, do_watch, 0 },
+    { "dial", cfg_dial, do_dial, 0 },
+    { "dial_name", cfg_dial_name, do_dial, 0 },
     { "pause", cfg_pause, do_pause, 0 },
     { "linger", cfg_linger, do_linger, 0 },
     { "abort", cfg_abort, do_abort, 0 },
