@@ -51,6 +51,7 @@
        [mailbox]  messages from any thread to one worker, and how it is woken
        [frame]    where a line ends
        [conn]     the connection: states, input, output
+       [share]    one buffer for many connections
        [accept]   limits, placing, handing over, pausing
        [watch]    the program's own descriptors on a worker's loop
        [resolve]  names to addresses, on threads of their own
@@ -178,6 +179,10 @@
        gets back through a function, netsrv_send_file a part of a file. All of them keep their
        order. On Linux, what stands before a file leaves in one packet with its beginning
        (MSG_MORE). To gather over several callbacks: netsrv_cork, which just does not send.
+
+       The same bytes for many: netsrv_buffer_create copies them once, netsrv_broadcast and
+       netsrv_send_buffer queue references. A broadcast is one message to each worker, without a
+       lock that all share; each worker walks its own connections, in one turn.
 
        Above high_mark_bytes of queued output netsrv_send says NETSRV_HIGH, reading from that peer
        stops, and on_drain follows when the queue has fallen to low_mark_bytes. A peer that never
@@ -556,6 +561,7 @@ typedef enum netsrv_log_level {
 
 typedef struct netsrv_server netsrv_server; /* opaque; created and destroyed by the program */
 typedef struct netsrv_conn netsrv_conn;     /* opaque; valid on its worker until on_close returns */
+typedef struct netsrv_buffer netsrv_buffer; /* opaque; bytes that many connections send */
 
 /* Names a connection anywhere and for ever: worker, slot and generation. Never 0, never reused. */
 typedef uint64_t netsrv_id;
@@ -978,6 +984,38 @@ NETSRV_API netsrv_result netsrv_dial(netsrv_server *s, const netsrv_target *targ
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_send_to(netsrv_server *s, netsrv_id id, const void *data, size_t n);
 
+/* Bytes to be sent to many connections, in memory once. A copy of n bytes, or, with data = NULL,
+ * room for them, to be filled through netsrv_buffer_data before the first is sent and not changed
+ * after that. Counts for server_queue_max_bytes while it exists; NULL without memory or at that
+ * limit.
+ * The caller holds one reference, each queue that the buffer is in another; the last one that is
+ * released frees it. Release yours before netsrv_destroy.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_buffer *netsrv_buffer_create(netsrv_server *s, const void *data, size_t n);
+NETSRV_API void *netsrv_buffer_data(netsrv_buffer *b);
+NETSRV_API void netsrv_buffer_retain(netsrv_buffer *b);
+NETSRV_API void netsrv_buffer_release(netsrv_buffer *b);
+
+/* As netsrv_send, without a copy (a short one behind queued output is copied all the same).
+ * thread: owner   callback: yes (in on_close: GONE) */
+NETSRV_API netsrv_result netsrv_send_buffer(netsrv_conn *c, netsrv_buffer *b);
+
+/* As netsrv_send_to, likewise.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_send_buffer_to(netsrv_server *s, netsrv_id id, netsrv_buffer *b);
+
+/* To every open connection for which filter(c, arg) is true; NULL: to all. The filter runs on the
+ * worker of each connection, on several at once; it may look at the connection's data, at
+ * netsrv_get_conn_stats to pass over one that does not keep up, and call what a callback may. A
+ * connection for which a limit is met ends as by netsrv_send. All workers take part or, with
+ * QUEUE_FULL, STOPPED or NO_MEMORY, none. release(arg), if not NULL, is called exactly once: by the
+ * worker that is the last, or before the return if it fails. Broadcasts and sends of one thread
+ * keep their order.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_broadcast(netsrv_server *s, netsrv_buffer *b,
+                                          bool (*filter)(netsrv_conn *c, void *arg),
+                                          void (*release)(void *arg), void *arg);
+
 /* netsrv_close and netsrv_abort by id.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_close_id(netsrv_server *s, netsrv_id id);
@@ -991,7 +1029,7 @@ NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,
                                      void *arg);
 
 /* The same on every worker, or on none: QUEUE_FULL if one mailbox is full, STOPPED if one worker
- * has ended. Only NO_MEMORY may have reached some of them.
+ * has ended.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_post_all(netsrv_server *s,
                                          void (*fn)(netsrv_server *s, unsigned worker, void *arg),
@@ -1266,6 +1304,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__OUT_MIN 4096           /* smallest and largest chunk for small sends */
 #define NETSRV__OUT_MAX 65536
 #define NETSRV__OUT_IOV 16             /* chunks given to one sendmsg */
+#define NETSRV__SHARE_MIN 256          /* shorter ones take less memory as a copy */
 #define NETSRV__OUT_ROUNDS 4           /* sendmsg calls for one connection and settle */
 #define NETSRV__FILE_PIECE (1u << 20)  /* of a file for one sendfile */
 #define NETSRV__ROTATE 16 /* accepts after which an exclusive listener is re-registered */
@@ -1357,6 +1396,7 @@ typedef struct netsrv__arrival {
 typedef enum netsrv__chunk_kind {
     NETSRV__CHUNK_COPY,  /* in `bytes`; has room for more if cap > end        */
     NETSRV__CHUNK_OWNED, /* the program's memory                              */
+    NETSRV__CHUNK_SHARED, /* a reference to the buffer `arg`                  */
     NETSRV__CHUNK_FILE   /* no memory: a range of a file, where 0 is `offset` */
 } netsrv__chunk_kind;
 
@@ -1527,11 +1567,30 @@ typedef struct netsrv__resolver {
     } slots[NETSRV__RESOLVERS];
 } netsrv__resolver;
 
+/* ---- one for many: any thread ---- */
+
+struct netsrv_buffer {
+    netsrv_server *srv;
+    atomic_size_t refs;
+    size_t n;
+    unsigned char bytes[];
+};
+
+typedef struct netsrv__broadcast {
+    netsrv_buffer *buffer;
+    bool (*filter)(netsrv_conn *c, void *arg);
+    void (*release)(void *arg);
+    void *arg;
+    atomic_uint left; /* workers that have not been through it */
+} netsrv__broadcast;
+
 /* ---- messages: any thread to a worker ---- */
 
 typedef enum netsrv__msg_kind {
     NETSRV__MSG_ARRIVAL,
     NETSRV__MSG_SEND,
+    NETSRV__MSG_SHARE,
+    NETSRV__MSG_BROADCAST,
     NETSRV__MSG_CLOSE,
     NETSRV__MSG_ABORT,
     NETSRV__MSG_CALL
@@ -1543,6 +1602,8 @@ typedef struct netsrv__msg {
     union {
         netsrv__arrival arrival;
         netsrv__chunk *chunk; /* SEND: owned by the message */
+        netsrv_buffer *buffer; /* SHARE: a reference */
+        netsrv__broadcast *broadcast; /* BROADCAST: likewise */
         struct {
             void (*fn)(netsrv_server *s, unsigned worker, void *arg);
             void *arg;
@@ -3268,6 +3329,15 @@ static netsrv__chunk *netsrv__out_chunk_new(netsrv_server *srv, size_t cap, bool
     return chunk;
 }
 
+static void netsrv__out_buffer_drop(netsrv_buffer *b) {
+    netsrv_server *srv = b->srv;
+    const size_t bytes = sizeof *b + b->n;
+    if (atomic_fetch_sub_explicit(&b->refs, 1, memory_order_acq_rel) == 1) {
+        netsrv__out_unreserve(srv, bytes);
+        netsrv__mem_free(&srv->cfg, b, bytes);
+    }
+}
+
 /* Through with a chunk. The program hears of its own memory at the end of the turn: here, the queue
  * that the chunk came from is being changed. */
 static void netsrv__out_chunk_free(netsrv_server *srv, netsrv__chunk *chunk) {
@@ -3276,6 +3346,9 @@ static void netsrv__out_chunk_free(netsrv_server *srv, netsrv__chunk *chunk) {
         chunk->next = netsrv__self->own.spent;
         netsrv__self->own.spent = chunk;
         return;
+    }
+    if (chunk->kind == NETSRV__CHUNK_SHARED) {
+        netsrv__out_buffer_drop(chunk->arg);
     }
     netsrv__out_unreserve(srv, bytes);
     netsrv__mem_free(&srv->cfg, chunk, bytes);
@@ -3731,7 +3804,7 @@ static netsrv_result netsrv__mailbox_append(netsrv__mailbox *box, const netsrv_c
     if (!force && box->count + box->promised >= cfg->mailbox_max_count) {
         return NETSRV_QUEUE_FULL;
     }
-    if (box->count == box->cap && !netsrv__mailbox_grow(box, cfg)) {
+    if (box->count + box->promised >= box->cap && !netsrv__mailbox_grow(box, cfg)) {
         return NETSRV_NO_MEMORY;
     }
     box->filling[box->count++] = *msg;
@@ -3756,6 +3829,7 @@ static netsrv_result netsrv__mailbox_post(netsrv__worker *to, const netsrv__msg 
     return result;
 }
 
+/* Room for one message more, if there is to be one. */
 static netsrv_result netsrv__mailbox_promise(netsrv__worker *to) {
     netsrv__mailbox *box = &to->mailbox;
     netsrv_result result = NETSRV_OK;
@@ -3765,6 +3839,8 @@ static netsrv_result netsrv__mailbox_promise(netsrv__worker *to) {
         result = NETSRV_STOPPED;
     } else if (box->count + box->promised >= to->cfg->mailbox_max_count) {
         result = NETSRV_QUEUE_FULL;
+    } else if (box->count + box->promised >= box->cap && !netsrv__mailbox_grow(box, to->cfg)) {
+        result = NETSRV_NO_MEMORY;
     } else {
         box->promised++;
     }
@@ -3774,24 +3850,21 @@ static netsrv_result netsrv__mailbox_promise(netsrv__worker *to) {
 
 /* Makes a promise true, also where the box was shut meanwhile, or takes it back (NULL). Either way
  * the owner is woken: it may be waiting for this to leave. */
-static netsrv_result netsrv__mailbox_keep_promise(netsrv__worker *to, const netsrv__msg *msg) {
+static void netsrv__mailbox_keep_promise(netsrv__worker *to, const netsrv__msg *msg) {
     netsrv__mailbox *box = &to->mailbox;
-    netsrv_result result = NETSRV_OK;
     NETSRV_SEAM_POINT("posted");
     pthread_mutex_lock(&box->lock);
     box->promised--;
     if (msg != NULL) {
-        const bool open = box->open;
-        box->open = true;
-        result = netsrv__mailbox_append(box, to->cfg, msg, true);
-        box->open = open;
+        NETSRV_ASSERT(box->count < box->cap);
+        box->filling[box->count++] = *msg;
+        atomic_store_explicit(&box->waiting, true, memory_order_relaxed);
     }
     pthread_mutex_unlock(&box->lock);
     netsrv__mailbox_wake(&to->group->wake);
-    return result;
 }
 
-/* To all of them, or, unless memory runs out, to none. No two boxes are locked at once. */
+/* To all of them or to none. No two boxes are locked at once. */
 static netsrv_result netsrv__mailbox_post_all(netsrv__worker *workers, unsigned count,
                                               const netsrv__msg *msg) {
     netsrv_result result = NETSRV_OK;
@@ -3802,19 +3875,41 @@ static netsrv_result netsrv__mailbox_post_all(netsrv__worker *workers, unsigned 
     }
     msg = result == NETSRV_OK ? msg : NULL;
     for (unsigned i = 0; i < promised; i++) {
-        const netsrv_result kept = netsrv__mailbox_keep_promise(&workers[i], msg);
-        result = kept != NETSRV_OK ? kept : result;
+        netsrv__mailbox_keep_promise(&workers[i], msg);
     }
     return result;
 }
 
+/* The array that is to be filled next has room for what is promised. */
+static bool netsrv__mailbox_fit(netsrv__mailbox *box, const netsrv_config *cfg) {
+    const size_t cap = box->cap;
+    if (box->draining_cap >= box->promised) {
+        return true;
+    }
+    netsrv__msg *wider = netsrv__mem_resize(cfg, box->draining,
+                                            box->draining_cap * sizeof *wider,
+                                            cap * sizeof *wider);
+    if (wider == NULL) {
+        return false;
+    }
+    box->draining = wider;
+    box->draining_cap = cap;
+    return true;
+}
+
 /* Takes everything out; the messages are valid until the next call. A message that is missed by
- * the look without the lock comes with a wake-up. */
-static size_t netsrv__mailbox_take(netsrv__mailbox *box, netsrv__msg **msgs) {
+ * the look without the lock comes with a wake-up; so does one that has to wait for memory, since
+ * there is a promise then. */
+static size_t netsrv__mailbox_take(netsrv__mailbox *box, const netsrv_config *cfg,
+                                   netsrv__msg **msgs) {
     if (!atomic_load_explicit(&box->waiting, memory_order_relaxed)) {
         return 0;
     }
     pthread_mutex_lock(&box->lock);
+    if (!netsrv__mailbox_fit(box, cfg)) {
+        pthread_mutex_unlock(&box->lock);
+        return 0;
+    }
     netsrv__msg *taken = box->filling;
     const size_t cap = box->cap;
     const size_t count = box->count;
@@ -4948,6 +5043,109 @@ static void netsrv__conn_connected(netsrv__worker *w, netsrv_conn *c, int fd,
     c->peer = *peer;
     c->limit_ms = 0;
     netsrv__conn_begin(w, c);
+}
+
+/* ========================================================================== *
+ *  [share] One buffer for many connections: references in their queues
+ *  uses:   mem slab out mailbox conn
+ *  thread: buffer, post = any; the rest = owner
+ * ========================================================================== */
+
+static netsrv_buffer *netsrv__share_buffer(netsrv_server *srv, const void *data, size_t n) {
+    netsrv_buffer *b;
+    if (n > SIZE_MAX / 2 - sizeof *b || !netsrv__out_reserve(srv, sizeof *b + n)) {
+        return NULL;
+    }
+    b = netsrv__mem_alloc(&srv->cfg, sizeof *b + n);
+    if (b == NULL) {
+        netsrv__out_unreserve(srv, sizeof *b + n);
+        return NULL;
+    }
+    b->srv = srv;
+    b->n = n;
+    atomic_init(&b->refs, 1);
+    if (data != NULL) {
+        memcpy(b->bytes, data, n);
+    }
+    return b;
+}
+
+static void netsrv__share_retain(netsrv_buffer *b) {
+    atomic_fetch_add_explicit(&b->refs, 1, memory_order_relaxed);
+}
+
+/* Many short ones as references would hold far more memory than the bytes that the limits count. */
+static netsrv_result netsrv__share_send(netsrv__worker *w, netsrv_conn *c, netsrv_buffer *b) {
+    if (b->n == 0 || (b->n < NETSRV__SHARE_MIN && netsrv__conn_queued(w, c) != 0)) {
+        return netsrv__conn_queue(w, c, b->bytes, b->n);
+    }
+    const netsrv__chunk what = {.kind = NETSRV__CHUNK_SHARED, .data = b->bytes, .end = b->n,
+                                .arg = b};
+    netsrv__share_retain(b);
+    const netsrv_result result = netsrv__conn_refer(w, c, &what, b->n);
+    if (result > NETSRV_HIGH) {
+        netsrv__out_buffer_drop(b);
+    }
+    return result;
+}
+
+/* A reference that came from another thread; c is NULL if its connection is gone. */
+static void netsrv__share_on_message(netsrv__worker *w, netsrv_conn *c, netsrv_buffer *b) {
+    if (c != NULL) {
+        netsrv__share_send(w, c, b);
+    }
+    netsrv__out_buffer_drop(b);
+}
+
+/* The last one ends it. */
+static void netsrv__share_through(netsrv_server *srv, netsrv__broadcast *bc, unsigned workers) {
+    void (*release)(void *arg) = bc->release;
+    void *arg = bc->arg;
+    if (atomic_fetch_sub(&bc->left, workers) != workers) {
+        return;
+    }
+    netsrv__out_buffer_drop(bc->buffer);
+    netsrv__mem_free(&srv->cfg, bc, sizeof *bc);
+    if (release != NULL) {
+        release(arg);
+    }
+}
+
+static void netsrv__share_on_broadcast(netsrv__worker *w, netsrv__broadcast *bc) {
+    const netsrv__slab *slab = &w->own.slab;
+    for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
+        netsrv_conn *c = netsrv__slab_at(slab, slot);
+        if (netsrv__conn_can_send(c) && (bc->filter == NULL || bc->filter(c, bc->arg))) {
+            netsrv__share_send(w, c, bc->buffer);
+        }
+    }
+    netsrv__share_through(w->srv, bc, 1);
+}
+
+/* A message to every worker; if it fails, `release` is left to the caller. */
+static netsrv_result netsrv__share_post(netsrv_server *srv, netsrv_buffer *b,
+                                        bool (*filter)(netsrv_conn *c, void *arg),
+                                        void (*release)(void *arg), void *arg) {
+    netsrv__msg msg;
+    netsrv__broadcast *bc = netsrv__mem_alloc(&srv->cfg, sizeof *bc);
+    if (bc == NULL) {
+        return NETSRV_NO_MEMORY;
+    }
+    bc->buffer = b;
+    bc->filter = filter;
+    bc->release = release;
+    bc->arg = arg;
+    atomic_init(&bc->left, srv->cfg.workers);
+    memset(&msg, 0, sizeof msg);
+    msg.kind = NETSRV__MSG_BROADCAST;
+    msg.as.broadcast = bc;
+    netsrv__share_retain(b);
+    const netsrv_result result = netsrv__mailbox_post_all(srv->workers, srv->cfg.workers, &msg);
+    if (result != NETSRV_OK) {
+        bc->release = NULL;
+        netsrv__share_through(srv, bc, srv->cfg.workers);
+    }
+    return result;
 }
 
 /* ========================================================================== *
@@ -7131,7 +7329,7 @@ static const netsrv__place_ops *netsrv__place_find(netsrv_place place) {
 
 /* ========================================================================== *
  *  [worker] The turn, the mail, the phases of leaving, the thread
- *  uses:   log mem util sys net slab out timer mailbox conn accept watch dial
+ *  uses:   log mem util sys net slab out timer mailbox conn share accept watch dial
  *  thread: owner
  * ========================================================================== */
 
@@ -7149,6 +7347,12 @@ static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *ms
         } else {
             netsrv__out_chunk_free(w->srv, msg->as.chunk);
         }
+        break;
+    case NETSRV__MSG_SHARE:
+        netsrv__share_on_message(w, c, msg->as.buffer);
+        break;
+    case NETSRV__MSG_BROADCAST:
+        netsrv__share_on_broadcast(w, msg->as.broadcast);
         break;
     case NETSRV__MSG_CLOSE:
         if (c != NULL) {
@@ -7168,7 +7372,7 @@ static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *ms
 
 static void netsrv__worker_read_mail(netsrv__worker *w) {
     netsrv__msg *msgs;
-    const size_t count = netsrv__mailbox_take(&w->mailbox, &msgs);
+    const size_t count = netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs);
     for (size_t i = 0; i < count; i++) {
         netsrv__worker_read_message(w, &msgs[i]);
     }
@@ -8364,7 +8568,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 /* ========================================================================== *
  *  [public] The functions of the declarations: check, then hand down
- *  uses:   log mem sys net out timer mailbox conn watch dial server defaults
+ *  uses:   log mem sys net out timer mailbox conn share watch dial server defaults
  *  thread: as declared
  * ========================================================================== */
 
@@ -8797,6 +9001,58 @@ NETSRV_API netsrv_result netsrv_send_to(netsrv_server *s, netsrv_id id, const vo
         return c != NULL ? netsrv_send(c, data, n) : NETSRV_GONE;
     }
     return n != 0 ? netsrv__public_send_far(s, id, data, n) : NETSRV_OK;
+}
+
+/* ---- buffers ---- */
+
+NETSRV_API netsrv_buffer *netsrv_buffer_create(netsrv_server *s, const void *data, size_t n) {
+    return netsrv__share_buffer(s, data, n);
+}
+
+NETSRV_API void *netsrv_buffer_data(netsrv_buffer *b) {
+    return b->bytes;
+}
+
+NETSRV_API void netsrv_buffer_retain(netsrv_buffer *b) {
+    netsrv__share_retain(b);
+}
+
+NETSRV_API void netsrv_buffer_release(netsrv_buffer *b) {
+    netsrv__out_buffer_drop(b);
+}
+
+NETSRV_API netsrv_result netsrv_send_buffer(netsrv_conn *c, netsrv_buffer *b) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    return netsrv__share_send(c->worker, c, b);
+}
+
+NETSRV_API netsrv_result netsrv_send_buffer_to(netsrv_server *s, netsrv_id id, netsrv_buffer *b) {
+    netsrv__worker *w = netsrv__server_worker_of(s, id);
+    netsrv__msg msg;
+    if (w == NULL) {
+        return NETSRV_GONE;
+    }
+    if (netsrv__self == w) {
+        netsrv_conn *c = netsrv__conn_of_id(w, id);
+        return c != NULL ? netsrv__share_send(w, c, b) : NETSRV_GONE;
+    }
+    memset(&msg, 0, sizeof msg);
+    msg.kind = NETSRV__MSG_SHARE;
+    msg.id = id;
+    msg.as.buffer = b;
+    netsrv__share_retain(b);
+    const netsrv_result result = netsrv__mailbox_post(w, &msg, false);
+    if (result != NETSRV_OK) {
+        netsrv__out_buffer_drop(b);
+    }
+    return result;
+}
+
+NETSRV_API netsrv_result netsrv_broadcast(netsrv_server *s, netsrv_buffer *b,
+                                          bool (*filter)(netsrv_conn *c, void *arg),
+                                          void (*release)(void *arg), void *arg) {
+    const netsrv_result result = netsrv__share_post(s, b, filter, release, arg);
+    return netsrv__public_give_back(result, result == NETSRV_OK, release, arg);
 }
 
 static netsrv_result netsrv__public_end(netsrv_server *s, netsrv_id id, netsrv__msg_kind kind) {

@@ -275,7 +275,7 @@ static void mailbox_order(void) {
             CHECK_EQ(netsrv__mailbox_post(w, &msg, false), NETSRV_OK);
         }
         netsrv__msg *msgs = NULL;
-        const size_t count = netsrv__mailbox_take(&w->mailbox, &msgs);
+        const size_t count = netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs);
         for (size_t i = 0; i < count; i++) {
             CHECK((uintptr_t)msgs[i].as.call.arg == ++taken);
         }
@@ -303,8 +303,8 @@ static void mailbox_limits(void) {
     CHECK_EQ(netsrv__mailbox_post(w, &msg, true), NETSRV_NO_MEMORY);
     seam_fail_stop();
     CHECK(!netsrv__mailbox_shut(&w->mailbox));
-    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, &msgs), s->cfg.mailbox_max_count);
-    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, &msgs), 0);
+    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs), s->cfg.mailbox_max_count);
+    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs), 0);
     CHECK(netsrv__mailbox_shut(&w->mailbox));
     netsrv_destroy(s);
     seam_reset(0);

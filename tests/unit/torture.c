@@ -1123,6 +1123,33 @@ static void do_pieces(run *r) {
     hang_up(&c);
 }
 
+/* The same bytes for all, on every worker; refused on all of them or on none. */
+static void do_broadcast(run *r) {
+    static const char text[5000] = "broadcast";
+    client c[4];
+    netsrv_result result = NETSRV_NO_MEMORY;
+    for (unsigned i = 0; i < 4; i++) {
+        c[i] = dial(r);
+        speak(r, &c[i], "here");
+    }
+    for (int i = 0; i < 3 && result != NETSRV_OK; i++) {
+        netsrv_buffer *b = netsrv_buffer_create(r->s, text, sizeof text);
+        if (b != NULL) {
+            result = netsrv_broadcast(r->s, b, NULL, NULL, NULL);
+            netsrv_buffer_release(b);
+        }
+    }
+    for (unsigned i = 0; i < 4; i++) {
+        if (result == NETSRV_OK) {
+            hear(r, &c[i], text, sizeof text);
+        }
+        hang_up(&c[i]);
+    }
+    if (result != NETSRV_OK && strict(r)) {
+        problem(r, "a broadcast answers %s; ", netsrv_result_text((int)result));
+    }
+}
+
 /* A listener that the program inherited: ours in the child itself. */
 static int inherited_fd = -1;
 
@@ -1180,6 +1207,7 @@ static const struct scenario {
     { "abort", cfg_abort, do_abort, 0 },
     { "inherited", cfg_inherited, do_speak, 0 },
     { "pieces", cfg_pieces, do_pieces, 0 },
+    { "broadcast", cfg_single, do_broadcast, 0 },
 };
 #define SCENARIOS ((int)(sizeof scenarios / sizeof scenarios[0]))
 
