@@ -173,7 +173,8 @@
 
        netsrv_send never comes back short. A reply to bytes that lie in the buffer shown by the
        callback (an echo, a forwarded part) is sent from there and copied only if the kernel does
-       not take it; other replies of one callback are gathered and leave in one call.
+       not take it; other replies of one callback are gathered and leave in one call. 16 KiB or more
+       for another connection, whose queue is empty, go out at once and uncopied, as in a proxy.
 
        netsrv_sendv sends several pieces, netsrv_send_owned memory that the program gives away and
        gets back through a function, netsrv_send_file a part of a file. All of them keep their
@@ -1301,6 +1302,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__SLAB_MAX (1u << 22)    /* slots of one worker, as many as an id can name */
 #define NETSRV__REPLY_BYTES 65536      /* replies gathered during one callback */
 #define NETSRV__REPLY_FLUSH 32768      /* ... and sent between two frames from here on */
+#define NETSRV__SEND_NOW 16384         /* as much at once is worth a call of its own */
 #define NETSRV__OUT_MIN 4096           /* smallest and largest chunk for small sends */
 #define NETSRV__OUT_MAX 65536
 #define NETSRV__OUT_IOV 16             /* chunks given to one sendmsg */
@@ -4243,7 +4245,33 @@ static netsrv_result netsrv__conn_admit_output(netsrv__worker *w, netsrv_conn *c
     return NETSRV_QUEUE_FULL;
 }
 
-/* netsrv_send for everything that is not lent: refuses or copies. */
+/* Whether much may be sent without a copy: nobody is before it, and no callback of the connection
+ * itself is gathering what it answers. */
+static bool netsrv__conn_is_clear(const netsrv__worker *w, const netsrv_conn *c) {
+    return w->own.current != c && c->state >= NETSRV__OPEN && c->out.bytes + c->sending == 0 &&
+           (c->flags & (NETSRV__BLOCKED | NETSRV__RESET | NETSRV__BROKEN | NETSRV__CORKED)) == 0;
+}
+
+/* From where it lies, as a proxy passes it on; what the kernel does not take is copied. A failure
+ * is recorded like any other, and the program is told by on_close. */
+static netsrv_result netsrv__conn_send_now(netsrv__worker *w, netsrv_conn *c, const void *data,
+                                           size_t n) {
+    c->active_ms = w->own.now_ms;
+    w->io->reply(w, c, data, n);
+    if (c->state < NETSRV__CLOSING) {
+        return netsrv__conn_mark_high(w, c, c->out.bytes);
+    }
+    switch (c->reason) {
+    case NETSRV_CLOSE_ERROR:
+        return NETSRV_GONE;
+    case NETSRV_CLOSE_NO_MEMORY:
+        return NETSRV_NO_MEMORY;
+    default:
+        return NETSRV_QUEUE_FULL;
+    }
+}
+
+/* netsrv_send for everything that is not lent: refuses, copies, or sends at once. */
 NETSRV__COLD
 static netsrv_result netsrv__conn_queue(netsrv__worker *w, netsrv_conn *c, const void *data,
                                         size_t n) {
@@ -4256,6 +4284,9 @@ static netsrv_result netsrv__conn_queue(netsrv__worker *w, netsrv_conn *c, const
     }
     if (w->own.current == c && c->out.bytes == 0 && netsrv__conn_gather(w, data, n)) {
         return netsrv__conn_mark_high(w, c, w->own.reply_bytes);
+    }
+    if (n >= NETSRV__SEND_NOW && netsrv__conn_is_clear(w, c)) {
+        return netsrv__conn_send_now(w, c, data, n);
     }
     result = netsrv__conn_spill(w, c);
     if (result == NETSRV_OK) {

@@ -136,6 +136,83 @@ example() {
     stop
 }
 
+# through TARGET: the proxy before it; ADDR is its address.
+through() {
+    local file
+    file=$(new_dir port)/port
+    spawn "$BUILT/examples/proxy" 127.0.0.1:0 "$1" "$file"
+    ln -s "$file" "$DIR/port"
+    wait_ready "$DIR"
+    PORT=$(head -n 1 "$DIR/port")
+    ADDR=127.0.0.1:$PORT
+}
+
+@test "proxy: byte-exact both ways, half-close, resets, readers that do not read" {
+    local echo_pid echo_dir
+    server echo
+    echo_pid=$PID echo_dir=$DIR
+    through "localhost:$PORT"
+    client -q "$ADDR" C 'Shi\n' F 'Rhi\n' E
+    client -q -n 100 -p 30 -d 20000 "$ADDR" C D:20000 F E
+    client -q -d 20000 "$ADDR" C D:5000000 F E
+    client -q -n 3 -d 20000 "$ADDR" C H:1000000 E
+    client -q -n 2 -c 4096 "$ADDR" V:4096 C H:200000 E
+    client -q -n 20 "$ADDR" C Shello Rhello X
+    hold 1 -- C Y:20000000 U X
+    (($(ps -o rss= -p "$PID") < 20000)) || fail "a reader that does not read fills the proxy"
+    client -q -n 10 "$ADDR" C D:20000 F E
+    let_go
+    stop
+    PID=$echo_pid DIR=$echo_dir
+    until_true all_closed
+    stop
+}
+
+@test "proxy: a target that refuses, and one that goes away" {
+    local proxy_pid proxy_dir gone
+    server echo
+    gone=$DIR
+    through "127.0.0.1:$PORT"
+    hold 1 -- C Shello Rhello U M
+    stop "$gone"
+    let_go
+    client -q -n 5 "$ADDR" c Z
+    stop
+}
+
+@test "proxy: curl, socat and redis-benchmark through it" {
+    local any=no
+    if command -v curl >/dev/null; then
+        any=yes
+        example http_hello
+        local web=$DIR
+        through "$ADDR"
+        [ "$(curl -s -m 10 "http://$ADDR/" "http://$ADDR/" | grep -c -i hello)" = 2 ]
+        stop
+        stop "$web"
+    fi
+    if command -v redis-benchmark >/dev/null; then
+        any=yes
+        example resp_cache
+        local cache=$DIR
+        through "$ADDR"
+        timeout 30 redis-benchmark -p "$PORT" -q -n 2000 -c 20 -P 8 -d 3000 -t set,get |
+            tr '\r' '\n' | grep -q 'GET: .*requests per second'
+        stop
+        stop "$cache"
+    fi
+    if command -v socat >/dev/null; then
+        any=yes
+        server echo
+        local echo_dir=$DIR
+        through "127.0.0.1:$PORT"
+        [ "$(printf 'hi\n' | timeout "$DEADLINE" socat -t 5 - "TCP:$ADDR")" = hi ]
+        stop
+        stop "$echo_dir"
+    fi
+    [ $any = yes ] || skip "no curl, redis-benchmark or socat here"
+}
+
 @test "embed: asks itself and ends with 0" {
     spawn "$BUILT/examples/embed"
     [ "$(exit_code "$DIR")" = 0 ] || fail "$(cat "$DIR/out" "$DIR/err")"
