@@ -49,7 +49,7 @@
        [out]      unsent bytes in chunks
        [timer]    deadlines on a hierarchical wheel
        [mailbox]  messages from any thread to one worker, and how it is woken
-       [frame]    where a line ends
+       [frame]    where a line or frame ends
        [conn]     the connection: states, input, output
        [share]    one buffer for many connections
        [accept]   limits, placing, handing over, pausing
@@ -162,9 +162,22 @@
    INPUT
 
        on_data returns how many bytes it has consumed. The rest is kept and shown again, together
-       with what follows. With framing = line, on_frame is called for each line: LF or CR LF ends
-       it, every other byte (also NUL) is its own. At the peer's end, an unfinished last line is
-       shown as a line; unconsumed unframed input is dropped.
+       with what follows. At the peer's end, what it left lying is dropped.
+
+       With framing, on_frame is called for each piece:
+
+       line       LF or CR LF ends it, every other byte (also NUL) is its own
+       delimiter  ends with the same 1 to 16 bytes
+       fixed      has frame_bytes
+       length     its length stands at its beginning: length_bytes, length_offset, length_little,
+                  length_counts_all, keep_header
+       custom     your function `split` says how long it is
+
+       The rest of the input, up to the end of the piece, waits in memory. A piece longer than
+       input_max_bytes closes the connection with LINE_TOO_LONG, for length and custom as soon as
+       that is known: the bytes are not waited for. A length smaller than what it counts closes it
+       with BAD_FRAME. At the peer's end an unfinished last line (or piece before a delimiter) is
+       shown all the same; an unfinished piece of the other kinds is dropped.
 
        netsrv_pause stops reading, and the kernel then stops the peer. A reset is noticed all the
        same. Out-of-band data is ignored.
@@ -292,7 +305,8 @@
        descriptors, memory     listeners pause, and try again when a connection ends here and every
                                100 ms; one log line a second at most.
        input_max_bytes         the connection closes with LINE_TOO_LONG or INPUT_FULL. With framing,
-                               the length of a line without its end.
+                               the length of a line or frame without what ends it or tells
+                               its length.
        high_mark_bytes         reading stops until low_mark_bytes.
        queue_max_bytes         the connection is reset with QUEUE_FULL, netsrv_send says so.
        server_queue_max_bytes  the same with SERVER_FULL. Counts the memory of all queued output and
@@ -425,7 +439,11 @@ extern "C" {
 #define NETSRV_WORKERS_MAX   1024    /* worker threads of one server */
 #define NETSRV_ACCEPTORS_MAX 64      /* acceptor threads of one server */
 #define NETSRV_ADDRESS_MAX   128     /* bytes that hold the text of any address, with its NUL */
+#define NETSRV_DELIMITER_MAX 16      /* bytes of a delimiter */
 #define NETSRV_ERROR_MAX     256     /* bytes that hold the text of an error, with its NUL */
+
+/* What `split` answers to input that no frame begins with. */
+#define NETSRV_SPLIT_BAD     SIZE_MAX
 
 /* "Off" for a limit or a timeout. Zero never means off: it means the default. */
 #define NETSRV_OFF           UINT32_MAX
@@ -464,7 +482,8 @@ typedef enum netsrv_result {
     X(ERROR, "connection error")                                                                   \
     X(IDLE, "idle timeout")                                                                        \
     X(WRITE_TIMEOUT, "write timeout: the peer does not read")                                      \
-    X(LINE_TOO_LONG, "a line longer than input_max_bytes")                                         \
+    X(LINE_TOO_LONG, "a line or frame longer than input_max_bytes")                                \
+    X(BAD_FRAME, "a frame whose length makes no sense")                                            \
     X(INPUT_FULL, "more unconsumed input than input_max_bytes")                                    \
     X(QUEUE_FULL, "more queued output than queue_max_bytes")                                       \
     X(SERVER_FULL, "more queued and kept bytes in the server than server_queue_max_bytes")         \
@@ -504,8 +523,9 @@ typedef struct netsrv_error {
     X(LEAST, "least") X(TWO_CHOICES, "two_choices") X(PEER_HASH, "peer_hash") X(CUSTOM, "custom")
 /* How the connection travels to a worker that did not accept it. */
 #define NETSRV_TRANSFERS(X) X(AUTO, "auto") X(MAILBOX, "mailbox") X(DIRECT, "direct")
-/* How bytes become calls: on_data as they come, or on_frame for each line. */
-#define NETSRV_FRAMINGS(X) X(NONE, "none") X(LINE, "line")
+/* How bytes become calls: on_data as they come, or on_frame for each line or frame. */
+#define NETSRV_FRAMINGS(X) X(NONE, "none") X(LINE, "line") X(DELIMITER, "delimiter") \
+    X(FIXED, "fixed") X(LENGTH, "length") X(CUSTOM, "custom")
 
 #define NETSRV_X_BACKEND(name, text)  NETSRV_BACKEND_##name,
 #define NETSRV_X_ACCEPT(name, text)   NETSRV_ACCEPT_##name,
@@ -632,8 +652,11 @@ typedef struct netsrv_config {
     /* Bytes came. Returns how many were consumed; the rest is kept and shown again together with
      * what follows. `data` is valid until the return only. Needed unless framing is set. */
     size_t (*on_data)(netsrv_conn *c, const void *data, size_t n);
-    /* One line, with framing = LINE. */
+    /* One line or frame, with framing. */
     void (*on_frame)(netsrv_conn *c, const void *data, size_t n);
+    /* framing = CUSTOM: how many bytes the frame has that these n > 0 bytes begin with. 0: cannot
+     * be told yet. More than n: called again when they are there. NETSRV_SPLIT_BAD closes. */
+    size_t (*split)(netsrv_conn *c, const void *data, size_t n);
     /* The queue fell to the low mark after NETSRV_HIGH; kept input is shown again after this. */
     void (*on_drain)(netsrv_conn *c);
     void (*on_eof)(netsrv_conn *c);   /* the peer finished sending; then eof_policy applies */
@@ -671,7 +694,18 @@ typedef struct netsrv_config {
 
     /* Bytes to calls. */
     netsrv_framing framing;           /* default: none */
-    netsrv_switch keep_line_end; /* framing = LINE: on_frame sees the LF or CRLF; default: no */
+    netsrv_switch keep_line_end; /* LINE, DELIMITER: on_frame sees what ends it; default: no */
+    const char *delimiter;            /* DELIMITER: what ends a frame, at most
+                                         NETSRV_DELIMITER_MAX bytes */
+    uint32_t delimiter_bytes;         /* DELIMITER: its length; default: strlen(delimiter) */
+    uint32_t frame_bytes;             /* FIXED: what each frame has */
+    uint32_t length_bytes;            /* LENGTH: size of the length, 1, 2, 4 or 8; default 4 */
+    uint32_t length_offset;           /* LENGTH: bytes in front of it, up to 255; default 0 */
+    netsrv_switch length_little;      /* LENGTH: lowest byte first; default: highest first */
+    netsrv_switch length_counts_all;  /* LENGTH: counts itself and what is in front of it as well;
+                                         default: only what follows */
+    netsrv_switch keep_header;        /* LENGTH: on_frame sees the frame from its first byte on;
+                                         default: what follows the length */
     netsrv_eof_policy eof_policy;     /* default: flush, then close */
 
     /* Limits. The manual's table says what happens at each. */
@@ -680,8 +714,8 @@ typedef struct netsrv_config {
     uint32_t max_conns_per_address;   /* live connections of one IPv4 address or IPv6 /64;
                                          default NETSRV_OFF */
     uint32_t max_accepts_per_second;  /* of the server; default NETSRV_OFF */
-    uint32_t input_max_bytes;         /* unconsumed input, and longest line without its end;
-                                         default 1 MiB */
+    uint32_t input_max_bytes;         /* unconsumed input, and longest line or frame without what
+                                         ends it or tells its length; default 1 MiB */
     uint32_t high_mark_bytes;         /* queued output that stops reading; default 256 KiB, or half
                                          of a smaller queue_max_bytes */
     uint32_t low_mark_bytes; /* queued output that resumes; default a quarter of the high */
@@ -1428,7 +1462,7 @@ typedef struct netsrv__input {
     size_t cap;
     size_t begin;
     size_t end;
-    size_t scanned; /* bytes from begin that hold no line end */
+    size_t scanned; /* from begin: bytes that hold no end, or that a frame needs to be looked at */
     unsigned char bytes[];
 } netsrv__input;
 
@@ -1864,6 +1898,7 @@ struct netsrv_server {
     netsrv_choice choices[4];
     char why[4][96];
     unsigned choice_count;
+    char delimiter[NETSRV_DELIMITER_MAX]; /* cfg.delimiter points here */
     const netsrv__io_ops *io;
     unsigned can; /* of io, on this system */
     const netsrv__place_ops *place;
@@ -3982,7 +4017,7 @@ static void netsrv__mailbox_discard(netsrv__mailbox *box, const netsrv_config *c
 }
 
 /* ========================================================================== *
- *  [frame] Where a line ends
+ *  [frame] Where a line or frame ends
  *  uses:   -
  *  thread: any
  * ========================================================================== */
@@ -3990,8 +4025,17 @@ static void netsrv__mailbox_discard(netsrv__mailbox *box, const netsrv_config *c
 typedef enum netsrv__frame_found {
     NETSRV__FRAME_LINE,    /* *line bytes, then *end bytes of line end */
     NETSRV__FRAME_MORE,    /* no line end yet                          */
-    NETSRV__FRAME_TOO_LONG /* longer than max                          */
+    NETSRV__FRAME_TOO_LONG, /* longer than max                         */
+    NETSRV__FRAME_BAD      /* no frame at all                          */
 } netsrv__frame_found;
+
+/* One that was found: on_frame sees n bytes at `begin`, and `end` bytes are done with. With MORE,
+ * `end` is what to go on from: see netsrv__input.scanned. */
+typedef struct netsrv__frame {
+    size_t begin;
+    size_t n;
+    size_t end;
+} netsrv__frame;
 
 /* LF ends a line, CR LF as well; every other byte is the line's. `scanned` bytes are known to hold
  * no LF, so that a line which trickles in is not searched again from its start. */
@@ -4009,6 +4053,100 @@ static netsrv__frame_found netsrv__frame_line(const unsigned char *data, size_t 
         *end = 2;
     }
     return *line > max ? NETSRV__FRAME_TOO_LONG : NETSRV__FRAME_LINE;
+}
+
+static netsrv__frame_found netsrv__frame_next_line(const netsrv_config *cfg,
+                                                   const unsigned char *data, size_t n,
+                                                   size_t scanned, netsrv__frame *f) {
+    size_t line = 0;
+    size_t end = 0;
+    const netsrv__frame_found found = netsrv__frame_line(data, n, scanned, cfg->input_max_bytes,
+                                                         &line, &end);
+    f->n = cfg->keep_line_end == NETSRV_ENABLE ? line + end : line;
+    f->end = found == NETSRV__FRAME_MORE ? n : line + end;
+    return found;
+}
+
+/* The first delimiter at or behind `from`; n if there is none. */
+static size_t netsrv__frame_search(const netsrv_config *cfg, const unsigned char *data, size_t n,
+                                   size_t from) {
+    const size_t d = cfg->delimiter_bytes;
+    while (n >= d && from <= n - d) {
+        const unsigned char *at = memchr(data + from, cfg->delimiter[0], n - d - from + 1);
+        if (at == NULL) {
+            return n;
+        }
+        if (memcmp(at, cfg->delimiter, d) == 0) {
+            return (size_t)(at - data);
+        }
+        from = (size_t)(at - data) + 1;
+    }
+    return n;
+}
+
+static netsrv__frame_found netsrv__frame_delimited(const netsrv_config *cfg,
+                                                   const unsigned char *data, size_t n,
+                                                   size_t scanned, netsrv__frame *f) {
+    const size_t d = cfg->delimiter_bytes;
+    const size_t at = netsrv__frame_search(cfg, data, n, scanned);
+    f->n = cfg->keep_line_end == NETSRV_ENABLE ? at + d : at;
+    f->end = at + d;
+    if (at == n) {
+        f->end = n >= d ? n - d + 1 : 0; /* the rest may be the beginning of a delimiter */
+        return f->end > cfg->input_max_bytes ? NETSRV__FRAME_TOO_LONG : NETSRV__FRAME_MORE;
+    }
+    return at > cfg->input_max_bytes ? NETSRV__FRAME_TOO_LONG : NETSRV__FRAME_LINE;
+}
+
+static uint64_t netsrv__frame_length(const netsrv_config *cfg, const unsigned char *at) {
+    const uint32_t bytes = cfg->length_bytes;
+    uint64_t value = 0;
+    for (uint32_t i = 0; i < bytes; i++) {
+        value = value << 8 | at[cfg->length_little == NETSRV_ENABLE ? bytes - 1 - i : i];
+    }
+    return value;
+}
+
+static netsrv__frame_found netsrv__frame_prefixed(const netsrv_config *cfg,
+                                                  const unsigned char *data, size_t n,
+                                                  netsrv__frame *f) {
+    const size_t header = (size_t)cfg->length_offset + cfg->length_bytes;
+    f->end = header;
+    if (n < header) {
+        return NETSRV__FRAME_MORE;
+    }
+    uint64_t value = netsrv__frame_length(cfg, data + cfg->length_offset);
+    if (cfg->length_counts_all == NETSRV_ENABLE) {
+        if (value < header) {
+            return NETSRV__FRAME_BAD;
+        }
+        value -= header;
+    }
+    if (value > cfg->input_max_bytes) {
+        return NETSRV__FRAME_TOO_LONG;
+    }
+    f->end = header + (size_t)value;
+    f->begin = cfg->keep_header == NETSRV_ENABLE ? 0 : header;
+    f->n = f->end - f->begin;
+    return n < f->end ? NETSRV__FRAME_MORE : NETSRV__FRAME_LINE;
+}
+
+/* Every framing that asks nobody. */
+static netsrv__frame_found netsrv__frame_next(const netsrv_config *cfg, const unsigned char *data,
+                                              size_t n, size_t scanned, netsrv__frame *f) {
+    memset(f, 0, sizeof *f);
+    switch (cfg->framing) {
+    case NETSRV_FRAMING_DELIMITER:
+        return netsrv__frame_delimited(cfg, data, n, scanned, f);
+    case NETSRV_FRAMING_FIXED:
+        f->n = cfg->frame_bytes;
+        f->end = cfg->frame_bytes;
+        return n < f->end ? NETSRV__FRAME_MORE : NETSRV__FRAME_LINE;
+    case NETSRV_FRAMING_LENGTH:
+        return netsrv__frame_prefixed(cfg, data, n, f);
+    default:
+        return netsrv__frame_next_line(cfg, data, n, scanned, f);
+    }
 }
 
 /* ========================================================================== *
@@ -4639,27 +4777,60 @@ static bool netsrv__conn_wants_input(const netsrv_conn *c) {
     return c->state == NETSRV__OPEN && (c->flags & (NETSRV__PAUSED | NETSRV__HIGH_MARK)) == 0;
 }
 
+/* The program's own framing. */
+static netsrv__frame_found netsrv__conn_split(netsrv__worker *w, netsrv_conn *c,
+                                              const unsigned char *data, size_t n,
+                                              netsrv__frame *f) {
+    const size_t max = w->cfg->input_max_bytes;
+    const size_t length = w->cfg->split(c, data, n);
+    memset(f, 0, sizeof *f);
+    f->n = length;
+    f->end = length;
+    if (length == NETSRV_SPLIT_BAD) {
+        return NETSRV__FRAME_BAD;
+    }
+    if (length > max || (length == 0 && n > max)) {
+        return NETSRV__FRAME_TOO_LONG;
+    }
+    return length == 0 || length > n ? NETSRV__FRAME_MORE : NETSRV__FRAME_LINE;
+}
+
+/* The frame that these bytes begin with. Of those that need a certain number of bytes to be told,
+ * none is looked at before they are there. */
+static netsrv__frame_found netsrv__conn_find_frame(netsrv__worker *w, netsrv_conn *c,
+                                                   const unsigned char *data, size_t n,
+                                                   size_t scanned, netsrv__frame *f) {
+    const netsrv_framing framing = w->cfg->framing;
+    if (framing >= NETSRV_FRAMING_FIXED && n < scanned) {
+        f->end = scanned;
+        return NETSRV__FRAME_MORE;
+    }
+    if (framing == NETSRV_FRAMING_CUSTOM) {
+        return netsrv__conn_split(w, c, data, n, f);
+    }
+    return netsrv__frame_next(w->cfg, data, n, scanned, f);
+}
+
 NETSRV__COLD
-static size_t netsrv__conn_show_lines(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
-                                      size_t n, size_t *scanned) {
-    const netsrv_config *cfg = w->cfg;
+static size_t netsrv__conn_show_frames(netsrv__worker *w, netsrv_conn *c,
+                                       const unsigned char *data, size_t n, size_t *scanned) {
     size_t at = 0;
     while (at < n && netsrv__conn_wants_input(c)) {
-        size_t line = 0;
-        size_t end = 0;
-        const netsrv__frame_found found = netsrv__frame_line(data + at, n - at, *scanned,
-                                                             cfg->input_max_bytes, &line, &end);
+        netsrv__frame f;
+        const netsrv__frame_found found = netsrv__conn_find_frame(w, c, data + at, n - at,
+                                                                  *scanned, &f);
         *scanned = 0;
         if (found == NETSRV__FRAME_MORE) {
-            *scanned = n - at;
+            *scanned = f.end;
             break;
         }
-        if (found == NETSRV__FRAME_TOO_LONG) {
-            netsrv__conn_close(w, c, NETSRV_CLOSE_LINE_TOO_LONG);
+        if (found != NETSRV__FRAME_LINE) {
+            netsrv__conn_close(w, c, found == NETSRV__FRAME_BAD ? NETSRV_CLOSE_BAD_FRAME
+                                                                : NETSRV_CLOSE_LINE_TOO_LONG);
             break;
         }
-        c->on->on_frame(c, data + at, cfg->keep_line_end == NETSRV_ENABLE ? line + end : line);
-        at += line + end;
+        c->on->on_frame(c, data + at + f.begin, f.n);
+        at += f.end;
         if (w->own.reply_bytes >= NETSRV__REPLY_FLUSH) {
             netsrv__conn_flush_reply(w, c);
         }
@@ -4677,7 +4848,7 @@ static size_t netsrv__conn_show(netsrv__worker *w, netsrv_conn *c, const unsigne
     }
     netsrv__conn_enter(w, c, data, lends ? n : 0);
     if (c->on->on_data == NULL) {
-        used = netsrv__conn_show_lines(w, c, data, n, scanned);
+        used = netsrv__conn_show_frames(w, c, data, n, scanned);
     } else {
         used = netsrv__util_min(c->on->on_data(c, data, n), n);
     }
@@ -4763,11 +4934,12 @@ static void netsrv__conn_input(netsrv__worker *w, netsrv_conn *c, const unsigned
     }
 }
 
-/* The peer has finished. A last line without its end is shown as a line. */
+/* The peer has finished. What would be a line if its end came is shown as one; a frame that needs
+ * more bytes than there are is none. */
 static void netsrv__conn_eof(netsrv__worker *w, netsrv_conn *c) {
     netsrv__input *in = c->input;
     netsrv__conn_set_state(c, NETSRV__HALF);
-    if (in != NULL && c->on->on_data == NULL) {
+    if (in != NULL && c->on->on_data == NULL && w->cfg->framing < NETSRV_FRAMING_FIXED) {
         netsrv__conn_enter(w, c, NULL, 0);
         c->on->on_frame(c, in->bytes + in->begin, in->end - in->begin);
         netsrv__conn_leave(w, c);
@@ -7816,6 +7988,14 @@ static netsrv_result netsrv__server_alloc_sockets(netsrv_server *srv, netsrv_err
     return NETSRV_OK;
 }
 
+/* Strings of the configuration may be gone after netsrv_create. */
+static void netsrv__server_keep_delimiter(netsrv_server *srv) {
+    if (srv->cfg.delimiter != NULL) {
+        memcpy(srv->delimiter, srv->cfg.delimiter, srv->cfg.delimiter_bytes);
+        srv->cfg.delimiter = srv->delimiter;
+    }
+}
+
 /* With framing, accepted connections have no on_data: that is how the two are told apart. */
 static void netsrv__server_set_handlers(netsrv_server *srv) {
     const netsrv_config *cfg = &srv->cfg;
@@ -8197,6 +8377,23 @@ static void netsrv__defaults_fill_queue(netsrv_config *c) {
     }
 }
 
+static netsrv_switch netsrv__defaults_no(netsrv_switch value) {
+    return value != NETSRV_DEFAULT ? value : NETSRV_DISABLE;
+}
+
+static void netsrv__defaults_fill_framing(netsrv_config *c) {
+    if (c->delimiter != NULL && c->delimiter_bytes == 0) {
+        const size_t n = strlen(c->delimiter);
+        c->delimiter_bytes = n < UINT32_MAX ? (uint32_t)n : UINT32_MAX;
+    }
+    if (c->framing == NETSRV_FRAMING_LENGTH) {
+        c->length_bytes = netsrv__defaults_or(c->length_bytes, 4);
+    }
+    c->length_little = netsrv__defaults_no(c->length_little);
+    c->length_counts_all = netsrv__defaults_no(c->length_counts_all);
+    c->keep_header = netsrv__defaults_no(c->keep_header);
+}
+
 /* The one place where defaults are written, in the order of the declaration. Those of backend,
  * accept, trigger, place and transfer depend on the system: see netsrv__defaults_choose. */
 static void netsrv__defaults_fill(netsrv_config *c) {
@@ -8210,6 +8407,7 @@ static void netsrv__defaults_fill(netsrv_config *c) {
     c->pin_workers = c->pin_workers != NETSRV_DEFAULT ? c->pin_workers : NETSRV_DISABLE;
     c->stall_ms = netsrv__defaults_or(c->stall_ms, 250);
     c->keep_line_end = c->keep_line_end != NETSRV_DEFAULT ? c->keep_line_end : NETSRV_DISABLE;
+    netsrv__defaults_fill_framing(c);
     c->max_conns = netsrv__defaults_or(c->max_conns, 1000000);
     c->max_conns_per_address = netsrv__defaults_or(c->max_conns_per_address, NETSRV_OFF);
     c->max_accepts_per_second = netsrv__defaults_or(c->max_accepts_per_second, NETSRV_OFF);
@@ -8252,6 +8450,10 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
         {"max_conns", c->max_conns, any},
         {"max_conns_per_address", c->max_conns_per_address, any},
         {"max_accepts_per_second", c->max_accepts_per_second, any},
+        {"delimiter_bytes", c->delimiter_bytes, NETSRV_DELIMITER_MAX},
+        {"frame_bytes", c->frame_bytes, c->input_max_bytes},
+        {"length_bytes", c->length_bytes, 8},
+        {"length_offset", c->length_offset, 255},
         {"input_max_bytes", c->input_max_bytes, 1u << 30},
         {"high_mark_bytes", c->high_mark_bytes, 1u << 30},
         {"low_mark_bytes", c->low_mark_bytes, 1u << 30},
@@ -8310,6 +8512,9 @@ static netsrv_result netsrv__defaults_check_enums(const netsrv_config *c, netsrv
         {"pin_workers", c->pin_workers, NETSRV_DISABLE + 1},
         {"framing", c->framing, NETSRV_FRAMING_COUNT},
         {"keep_line_end", c->keep_line_end, NETSRV_DISABLE + 1},
+        {"length_little", c->length_little, NETSRV_DISABLE + 1},
+        {"length_counts_all", c->length_counts_all, NETSRV_DISABLE + 1},
+        {"keep_header", c->keep_header, NETSRV_DISABLE + 1},
         {"eof_policy", c->eof_policy, NETSRV_EOF_KEEP + 1},
         {"overflow", c->overflow, NETSRV_OVERFLOW_REJECT + 1},
         {"nodelay", c->nodelay, NETSRV_DISABLE + 1},
@@ -8322,6 +8527,48 @@ static netsrv_result netsrv__defaults_check_enums(const netsrv_config *c, netsrv
     return NETSRV_OK;
 }
 
+/* What a framing needs. */
+static netsrv_result netsrv__defaults_check_framing(const netsrv_config *c, netsrv_error *error) {
+    const uint32_t size = c->length_bytes;
+    if (c->framing == NETSRV_FRAMING_DELIMITER && c->delimiter_bytes == 0) {
+        return netsrv__defaults_bad(error, "delimiter", "is needed with framing = delimiter");
+    }
+    if (c->framing == NETSRV_FRAMING_FIXED && c->frame_bytes == 0) {
+        return netsrv__defaults_bad(error, "frame_bytes", "is needed with framing = fixed");
+    }
+    if (c->framing == NETSRV_FRAMING_CUSTOM && c->split == NULL) {
+        return netsrv__defaults_bad(error, "split", "is needed with framing = custom");
+    }
+    if (c->framing == NETSRV_FRAMING_LENGTH && size != 1 && size != 2 && size != 4 && size != 8) {
+        return netsrv__defaults_bad(error, "length_bytes", "is not 1, 2, 4 or 8");
+    }
+    return NETSRV_OK;
+}
+
+/* What would have no effect. */
+static netsrv_result netsrv__defaults_check_unused(const netsrv_config *c, netsrv_error *error) {
+    const netsrv_framing f = c->framing;
+    const bool ended = f == NETSRV_FRAMING_LINE || f == NETSRV_FRAMING_DELIMITER;
+    if (c->keep_line_end == NETSRV_ENABLE && !ended) {
+        return netsrv__defaults_bad(error, "keep_line_end", "needs framing = line or delimiter");
+    }
+    if ((c->delimiter != NULL || c->delimiter_bytes != 0) && f != NETSRV_FRAMING_DELIMITER) {
+        return netsrv__defaults_bad(error, "delimiter", "needs framing = delimiter");
+    }
+    if (c->frame_bytes != 0 && f != NETSRV_FRAMING_FIXED) {
+        return netsrv__defaults_bad(error, "frame_bytes", "needs framing = fixed");
+    }
+    if (c->split != NULL && f != NETSRV_FRAMING_CUSTOM) {
+        return netsrv__defaults_bad(error, "split", "needs framing = custom");
+    }
+    if ((c->length_bytes != 0 || c->length_offset != 0 || c->keep_header == NETSRV_ENABLE ||
+         c->length_little == NETSRV_ENABLE || c->length_counts_all == NETSRV_ENABLE) &&
+        f != NETSRV_FRAMING_LENGTH) {
+        return netsrv__defaults_bad(error, "length_bytes and the like", "need framing = length");
+    }
+    return NETSRV_OK;
+}
+
 /* Fields that belong together. */
 static netsrv_result netsrv__defaults_check_pairs(const netsrv_config *c, netsrv_error *error) {
     const bool acceptor = c->accept == NETSRV_ACCEPT_ACCEPTOR;
@@ -8329,11 +8576,8 @@ static netsrv_result netsrv__defaults_check_pairs(const netsrv_config *c, netsrv
     if (c->framing == NETSRV_FRAMING_NONE && c->on_data == NULL) {
         return netsrv__defaults_bad(error, "on_data", "is needed unless framing is set");
     }
-    if (c->framing == NETSRV_FRAMING_LINE && c->on_frame == NULL) {
-        return netsrv__defaults_bad(error, "on_frame", "is needed with framing = line");
-    }
-    if (c->framing == NETSRV_FRAMING_NONE && c->keep_line_end == NETSRV_ENABLE) {
-        return netsrv__defaults_bad(error, "keep_line_end", "needs framing = line");
+    if (c->framing != NETSRV_FRAMING_NONE && c->on_frame == NULL) {
+        return netsrv__defaults_bad(error, "on_frame", "is needed with framing");
     }
     if (c->acceptors != 0 && !acceptor) {
         return netsrv__defaults_bad(error, "acceptors", "needs accept = acceptor");
@@ -8372,6 +8616,8 @@ static netsrv_result netsrv__defaults_validate(const netsrv_config *c, netsrv_er
     result = result != NETSRV_OK ? result : netsrv__defaults_check_numbers(c, error);
     result = result != NETSRV_OK ? result : netsrv__defaults_check_sizes(c, error);
     result = result != NETSRV_OK ? result : netsrv__defaults_check_pairs(c, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_check_framing(c, error);
+    result = result != NETSRV_OK ? result : netsrv__defaults_check_unused(c, error);
     return result != NETSRV_OK ? result : netsrv__defaults_check_system(c, error);
 }
 
@@ -8608,6 +8854,9 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 static netsrv_result netsrv__public_build(netsrv_server *srv, netsrv_error *error) {
     netsrv_result result = netsrv__defaults_validate(&srv->cfg, error);
     netsrv__server_set_handlers(srv);
+    if (result == NETSRV_OK) {
+        netsrv__server_keep_delimiter(srv);
+    }
     result = result != NETSRV_OK ? result : netsrv__server_init_locks(srv, error);
     result = result != NETSRV_OK ? result : netsrv__server_parse(srv, error);
     result = result != NETSRV_OK ? result : netsrv__defaults_choose(srv, error);
