@@ -62,6 +62,7 @@
        [ready]    turns readiness into results, once for every poller
        [backend]  the backends of this build, best first
        [place]    which worker gets a connection
+       [jobs]     callbacks on other threads: lending a connection and taking it back
        [worker]   the turn, the mail, the phases of leaving, the thread
        [server]   start, stop, join; undoing everything in reverse
        [defaults] default values, validation, choices
@@ -108,6 +109,8 @@
        two_choices  the lighter of two at random: nearly as even, and cheaper with many workers.
        peer_hash    by the client's address (keyed, so that clients cannot choose): the same client,
                     the same worker. Unix sockets have no address and go round.
+       own_thread   a thread for each connection: see HANDLERS THAT BLOCK. Its bytes move on a
+                    worker's loop, chosen as by auto.
        custom       your function `pick`.
 
        A worker whose turn has taken longer than stall_ms is passed over while others are free
@@ -151,13 +154,53 @@
        ended in on_worker_stop, and found through netsrv_get_worker_data: no lock, no thread-local
        variable.
 
-       A handler that blocks delays the other connections of its worker. New ones go elsewhere.
+       A handler that blocks delays the other connections of its worker. New ones go elsewhere. If
+       yours block, read on there: HANDLERS THAT BLOCK.
 
        Threads of the server have all signals blocked; the library installs no handler, touches no
        disposition (not even SIGPIPE's), prints nothing, and never exits. Several servers may live
        in one process. After fork, the child must not call into the server; it may exec or exit.
        Every descriptor is close-on-exec.
 
+
+   HANDLERS THAT BLOCK
+
+       handler_threads = N runs the callbacks of connections (on_open, on_data, on_frame, on_drain,
+       on_eof, on_close) on N threads beside the workers, which then only move bytes. The callbacks
+       stay as they are: those of one connection run one at a time and in order, on any of the
+       threads; one that takes four seconds delays nobody but its own connection, as long as fewer
+       than N are that slow at once. Take as many threads as slow requests may be under way.
+
+       place = own_thread is the simple model: the first callback of a connection takes a thread,
+       an idle one or a new one, and all its callbacks run there until on_close has returned. So
+       they may keep things in thread-local variables, and no number of slow connections delays
+       another. handler_threads is the bound; connections beyond it wait as at max_conns, or, if
+       max_conns is larger, are open and wait for a thread. One that cannot be created is waited
+       for in the same way. Idle threads end after handler_idle_ms, but for one.
+
+       With both, these differ from callbacks on the worker:
+
+       - `c` belongs to the callback that was given it, and to no other thread in between: use it
+         inside only, everywhere else the id. netsrv_find knows it in its own callbacks only.
+       - What a callback sends and asks for is recorded and takes effect, in order, when it
+         returns. One that replies in parts calls netsrv_flush between them; that also says
+         whether the client is still there.
+       - Meanwhile the connection reads no more than one buffer ahead, and idle_timeout_ms rests.
+       - NETSRV_HIGH looks at what this callback has sent; on_drain may also come without it.
+       - A connection that ends while a callback runs is closed to the peer at once. on_close
+         follows after the callback, and the descriptor keeps its number until then.
+       - With framing, a callback thread shows lines of one connection for a millisecond; then it
+         is at the end of the queue, behind all others.
+
+       on_worker_start, on_worker_stop and netsrv_post stay on the workers. A stop leaves callbacks
+       the time it was given. Then the connections are reset, callbacks that have not begun are
+       dropped, and those that run are waited for: a thread cannot be ended from outside. All else
+       has ended by then; netsrv_wait_for tells a program that will not wait for ever, and such a
+       program can only exit.
+
+       Which? Handlers that compute or answer from memory: on the workers. Some that call a slow
+       database: handler_threads. Code written for one client, or libraries that want a thread of
+       their own: own_thread. A pool costs about 2 microseconds of CPU a message.
 
    INPUT
 
@@ -312,11 +355,14 @@
        server_queue_max_bytes  the same with SERVER_FULL. Counts the memory of all queued output and
                                all kept input.
        1024 names to resolve   the next one's on_close says ERROR, EAGAIN.
+       jobs_max_count          callbacks wait on their worker, whose connections stop being read.
+       handler_threads         with own_thread: connections wait for a thread, see max_conns.
        mailbox_max_count       connections stay where they are; netsrv_send_to and the like say
                                QUEUE_FULL and have done nothing.
        linger_max_bytes        the connection closes, with a reset if more input is waiting.
        4,194,304 connections   of one worker: dropped, counted in no_memory.
-       NETSRV_LISTEN_MAX, NETSRV_WORKERS_MAX, NETSRV_ACCEPTORS_MAX: refused by netsrv_create.
+       NETSRV_LISTEN_MAX, NETSRV_WORKERS_MAX, NETSRV_ACCEPTORS_MAX, NETSRV_HANDLERS_MAX: refused by
+       netsrv_create.
 
        Timeouts are never early. idle_timeout_ms counts from the last byte in either direction, so
        a peer that sends a byte now and then is not idle; bound such peers by input_max_bytes, or
@@ -438,6 +484,7 @@ extern "C" {
 #define NETSRV_LISTEN_MAX    16      /* listening addresses of one server */
 #define NETSRV_WORKERS_MAX   1024    /* worker threads of one server */
 #define NETSRV_ACCEPTORS_MAX 64      /* acceptor threads of one server */
+#define NETSRV_HANDLERS_MAX  16384   /* handler threads of one server */
 #define NETSRV_ADDRESS_MAX   128     /* bytes that hold the text of any address, with its NUL */
 #define NETSRV_DELIMITER_MAX 16      /* bytes of a delimiter */
 #define NETSRV_ERROR_MAX     256     /* bytes that hold the text of an error, with its NUL */
@@ -520,7 +567,8 @@ typedef struct netsrv_error {
 #define NETSRV_TRIGGERS(X) X(AUTO, "auto") X(LEVEL, "level") X(EDGE, "edge") X(ONESHOT, "oneshot")
 /* Which worker gets the connection. */
 #define NETSRV_PLACES(X) X(AUTO, "auto") X(KEEP, "keep") X(ROUND_ROBIN, "round_robin") \
-    X(LEAST, "least") X(TWO_CHOICES, "two_choices") X(PEER_HASH, "peer_hash") X(CUSTOM, "custom")
+    X(LEAST, "least") X(TWO_CHOICES, "two_choices") X(PEER_HASH, "peer_hash")                      \
+    X(OWN_THREAD, "own_thread") X(CUSTOM, "custom")
 /* How the connection travels to a worker that did not accept it. */
 #define NETSRV_TRANSFERS(X) X(AUTO, "auto") X(MAILBOX, "mailbox") X(DIRECT, "direct")
 /* How bytes become calls: on_data as they come, or on_frame for each line or frame. */
@@ -638,7 +686,9 @@ typedef struct netsrv_peer {
 
 /* Every field's zero means its default. Strings are copied; the struct may die after the call.
  * Bytes, milliseconds and counts are in the names. Callbacks run on the worker that owns the
- * connection, one at a time per worker, and may call any function marked "callback: yes". */
+ * connection, one at a time per worker, and may call any function marked "callback: yes". With
+ * handler_threads or place = OWN_THREAD, those of connections run elsewhere: one at a time per
+ * connection, and "owner" means there. */
 typedef struct netsrv_config {
 
     /* Where to listen. "127.0.0.1:7000", "[::1]:7000", "*:7000" or ":7000" (IPv6 and IPv4),
@@ -692,6 +742,15 @@ typedef struct netsrv_config {
     uint32_t stall_ms;                /* a worker whose turn takes longer gets no new connections
                                          while others are free; default 250; NETSRV_OFF */
 
+    /* Where callbacks of connections run. */
+    unsigned handler_threads;         /* so many threads run them instead of the workers, which then
+                                         only move bytes; default: none. With place = OWN_THREAD: at
+                                         most so many, one for each connection; default 1000 */
+    uint32_t handler_stack_bytes;     /* stack of each such thread; default 1 MiB */
+    uint32_t handler_idle_ms;         /* place = OWN_THREAD: a thread without a connection ends
+                                         after this; default 10,000; NETSRV_OFF */
+    uint32_t jobs_max_count;          /* callbacks that wait for a handler thread; default 4096 */
+
     /* Bytes to calls. */
     netsrv_framing framing;           /* default: none */
     netsrv_switch keep_line_end; /* LINE, DELIMITER: on_frame sees what ends it; default: no */
@@ -709,7 +768,8 @@ typedef struct netsrv_config {
     netsrv_eof_policy eof_policy;     /* default: flush, then close */
 
     /* Limits. The manual's table says what happens at each. */
-    uint32_t max_conns;               /* live connections of the server; default 1,000,000 */
+    uint32_t max_conns;               /* live connections of the server; default 1,000,000, or
+                                         handler_threads with place = OWN_THREAD */
     netsrv_overflow overflow;         /* at max_conns; default: wait */
     uint32_t max_conns_per_address;   /* live connections of one IPv4 address or IPv6 /64;
                                          default NETSRV_OFF */
@@ -798,6 +858,10 @@ typedef struct netsrv_target {
     X(stale, "late events that met no connection")                                                 \
     X(bytes_in, "bytes received")                                                                  \
     X(bytes_out, "bytes sent")                                                                     \
+    X(jobs, "callbacks that ran on handler threads")                                               \
+    X(jobs_wait_us, "microseconds that they waited for a thread")                                  \
+    X(jobs_run_us, "microseconds that they ran")                                                   \
+    X(longest_job_us, "the longest of them in microseconds; in a sum the longest of all")          \
     X(longest_turn_us, "longest turn in microseconds; in a sum the longest of all")
 
 typedef struct netsrv_stats {
@@ -807,6 +871,7 @@ typedef struct netsrv_stats {
     uint64_t live;          /* connections open now */
     uint64_t travelling;    /* handed over to this worker and not arrived yet */
     uint64_t queued_bytes;  /* memory of queued output and kept input; of the server, everywhere */
+    uint64_t jobs_waiting;  /* callbacks that wait for a handler thread; of the whole server */
 } netsrv_stats;
 
 /* One decision of netsrv_create: what was asked, what was taken and why. */
@@ -939,6 +1004,12 @@ NETSRV_API netsrv_result netsrv_send_file(netsrv_conn *c, int fd, uint64_t offse
  * thread: owner   callback: yes */
 NETSRV_API void netsrv_cork(netsrv_conn *c);
 NETSRV_API void netsrv_uncork(netsrv_conn *c);
+
+/* Sends now what was sent so far, for a callback that replies in parts and takes long; without it,
+ * all leaves when the callback returns. HIGH: above the high mark, go on in on_drain. GONE: the
+ * connection is closed or closing, perhaps by the peer while this callback ran.
+ * thread: owner   callback: yes */
+NETSRV_API netsrv_result netsrv_flush(netsrv_conn *c);
 
 /* Stops and resumes reading from the peer. Kept input is shown again after the resume.
  * thread: owner   callback: yes */
@@ -1076,7 +1147,8 @@ NETSRV_API netsrv_result netsrv_post_all(netsrv_server *s,
 NETSRV_API netsrv_result netsrv_set_worker_data(netsrv_server *s, unsigned worker, void *data);
 NETSRV_API void *netsrv_get_worker_data(const netsrv_server *s, unsigned worker);
 
-/* The connection behind an id, if the calling thread owns it and it is open; else NULL.
+/* The connection behind an id, if the calling thread owns it and it is open; else NULL. With
+ * handler_threads: only in callbacks of that connection itself.
  * thread: any (NULL on a foreign one)   callback: yes */
 NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id);
 
@@ -1354,6 +1426,8 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__RESOLVERS 4            /* threads that look names up, at most */
 #define NETSRV__LOOKUPS 1024           /* names that wait for them */
 #define NETSRV__TARGETS 8              /* addresses of one name that are tried */
+#define NETSRV__JOB_REPLY 960          /* room that goes with each job for what it answers */
+#define NETSRV__SLICE_US 1000          /* lines shown by one job: then it is the others' turn */
 #define NETSRV__STOP_TURNS 16          /* turns that a stop leaves for input already there */
 #define NETSRV__TIMERS_PER_TURN 1024   /* calls of the program's timers before the others' turn */
 
@@ -1365,6 +1439,9 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 
 typedef struct netsrv__worker netsrv__worker;
 typedef struct netsrv__group netsrv__group;
+typedef struct netsrv__job netsrv__job;
+typedef struct netsrv__pool netsrv__pool;
+typedef struct netsrv__hand netsrv__hand;
 
 /* Counters are 64 bits wide where that needs no lock. */
 #if ATOMIC_LLONG_LOCK_FREE == 2
@@ -1541,6 +1618,7 @@ struct netsrv_conn {
     netsrv_conn *dirty_next;
     netsrv_conn *grave_next; /* also the slab's free list */
     void *data;
+    netsrv__job *job;   /* callbacks run on other threads; else NULL */
     uint32_t sending;   /* bytes that the backend took and has not sent; 0 with readiness */
     uint32_t idle_ms;
     uint32_t discarded; /* input thrown away since the close */
@@ -1620,6 +1698,49 @@ typedef struct netsrv__broadcast {
     atomic_uint left; /* workers that have not been through it */
 } netsrv__broadcast;
 
+/* ---- callbacks on other threads ---- */
+
+enum { /* callbacks that a connection is owed; the lowest comes first */
+    NETSRV__CALL_OPEN = 1,
+    NETSRV__CALL_DRAIN = 2,
+    NETSRV__CALL_INPUT = 4,
+    NETSRV__CALL_EOF = 8,
+    NETSRV__CALL_CLOSE = 16
+};
+
+/* What waits for a thread, runs there, and is reported to its owner. */
+typedef struct netsrv__item {
+    netsrv__hand *hand; /* place = OWN_THREAD: the connection's own. Under the pool's lock */
+    struct netsrv__item *next; /* in the pool's queue, then among the owner's reports */
+    struct netsrv__item *taken_next; /* owner: among the reports that it took */
+    netsrv__worker *owner;
+    uint64_t queued_us;
+    uint64_t begun_us;
+    uint64_t ended_us;
+    bool reported; /* under the owner's mailbox lock, and the next one */
+    bool finished;
+    bool taken_finished; /* owner */
+} netsrv__item;
+
+/* One callback after the other of one connection. Its thread works on `face`, an image of the
+ * connection on which calls record what they want; the owner brings that to the connection. */
+struct netsrv__job {
+    netsrv__item item;
+    netsrv_conn *conn;
+    netsrv__job *ready_next;
+    netsrv__out taken_parts; /* owner */
+    uint8_t owed;            /* owner: NETSRV__CALL_... */
+    bool lent;               /* owner: posted and not back                              */
+    bool listed;             /* owner: on the worker's list of those that want a thread */
+    bool held;               /* owner: ... and there was no room for it                 */
+    uint8_t call;            /* the callback that runs */
+    bool skipped;            /* ... or not, as the connection had ended */
+    netsrv__out parts;       /* under the owner's mailbox lock: what netsrv_flush sent */
+    atomic_bool gone;        /* no use sending any more */
+    _Atomic size_t backlog;  /* bytes that the owner has not sent */
+    netsrv_conn face;        /* while lent: of the thread; else of the owner. What `c` points to */
+};
+
 /* ---- messages: any thread to a worker ---- */
 
 typedef enum netsrv__msg_kind {
@@ -1655,7 +1776,9 @@ typedef struct netsrv__mailbox {
     size_t promised; /* messages that will come: they count for the limit, and nobody leaves */
     bool open;
     netsrv__link given;    /* arrivals that are in the owner's poller */
-    atomic_bool waiting;   /* count != 0; a hint without the lock */
+    netsrv__item *reports; /* under the lock: oldest first */
+    netsrv__item *reports_tail;
+    atomic_bool waiting;   /* messages or reports; a hint without the lock */
     netsrv__msg *draining; /* owner */
     size_t draining_cap;
 } netsrv__mailbox;
@@ -1807,6 +1930,7 @@ struct netsrv__worker {
     const netsrv_config *cfg;
     const netsrv__io_ops *io;
     netsrv__group *group;
+    netsrv__pool *pool; /* runs the callbacks of its connections; or NULL */
     unsigned index; /* workers first, then acceptors */
     bool serves;    /* false for an acceptor */
     int cpu;        /* to pin to, or -1 */
@@ -1837,6 +1961,10 @@ struct netsrv__worker {
         netsrv_conn *dirty;
         netsrv_conn *dead;
         netsrv__chunk *spent; /* done with, and the program is to be told */
+        netsrv__job *ready; /* those that want a thread, oldest first */
+        netsrv__job *ready_tail;
+        size_t ready_count;
+        uint64_t slice_us; /* of a handler thread: when its job makes room for others */
         netsrv__wheel wheel;
         netsrv__watches watches;
         netsrv__link dials;  /* that have a descriptor */
@@ -1863,6 +1991,37 @@ struct netsrv__worker {
     netsrv__counters count; /* written by this thread */
     netsrv__counter open_now;
     char pad_after[NETSRV__CACHE_LINE];
+};
+
+/* A thread for jobs. To the functions of [conn] it is a worker with one connection: the job's. */
+struct netsrv__hand {
+    netsrv__worker self;
+    netsrv__pool *pool;
+    pthread_t thread;
+    netsrv__link link;       /* among all of the pool; under its lock, and all below */
+    netsrv__hand *idle_next; /* among those that are idle, then among those that have ended */
+    netsrv__item *item;      /* for this thread alone */
+    bool bound;              /* it is some connection's own */
+    bool called;
+    pthread_cond_t wake;
+};
+
+struct netsrv__pool {
+    netsrv_server *srv;
+    unsigned size;
+    bool own; /* each connection has a thread; else any thread takes the oldest job */
+    pthread_mutex_t lock; /* all below */
+    netsrv__link all;
+    unsigned threads;
+    unsigned starting; /* of them: created, and have not looked for a job yet */
+    netsrv__hand *idle;  /* the last to become idle first: its memory is still in the cache */
+    netsrv__hand *ended; /* to be joined */
+    netsrv__item *head;
+    netsrv__item *tail;
+    size_t count; /* posted and not taken */
+    bool waking;  /* one was called and does not run yet; it will call the next */
+    bool held;    /* some worker waits for room */
+    bool closing;
 };
 
 /* A start in steps, each for all threads: nobody hands anything to a worker that is not open. */
@@ -1924,6 +2083,7 @@ struct netsrv_server {
     netsrv__resolver resolver;
 
     netsrv__limits limits;
+    netsrv__pool *pool; /* NULL: the workers run the callbacks */
 
     char pad_before_shared[NETSRV__CACHE_LINE];
     _Atomic uint32_t live;       /* accepted and not released, all threads */
@@ -2549,18 +2709,25 @@ static ssize_t netsrv__sys_write(int fd, const void *data, size_t n) {
     return write(fd, data, n);
 }
 
-/* All signals stay with the program's own threads. */
-static int netsrv__sys_thread_create(pthread_t *thread, void *(*body)(void *), void *arg) {
+/* All signals stay with the program's own threads. Without stack_bytes: the system's size. */
+static int netsrv__sys_thread_create(pthread_t *thread, size_t stack_bytes, void *(*body)(void *),
+                                     void *arg) {
     sigset_t all;
     sigset_t before;
-    const int netsrv__fault = NETSRV_SEAM_FAULT("pthread_create");
-    if (netsrv__fault != 0) {
-        return netsrv__fault;
+    pthread_attr_t attr;
+    int error = NETSRV_SEAM_FAULT("pthread_create");
+    error = error != 0 ? error : pthread_attr_init(&attr);
+    if (error != 0) {
+        return error;
+    }
+    if (stack_bytes != 0) {
+        error = pthread_attr_setstacksize(&attr, stack_bytes);
     }
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);
-    const int error = pthread_create(thread, NULL, body, arg);
+    error = error != 0 ? error : pthread_create(thread, &attr, body, arg);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
+    pthread_attr_destroy(&attr);
     return error;
 }
 
@@ -3481,6 +3648,21 @@ static bool netsrv__out_refer(netsrv_server *srv, netsrv__out *out, const netsrv
     return true;
 }
 
+/* Moves everything to the end of another queue. */
+static void netsrv__out_move(netsrv__out *to, netsrv__out *from) {
+    if (from->head == NULL) {
+        return;
+    }
+    if (to->tail == NULL) {
+        to->head = from->head;
+    } else {
+        to->tail->next = from->head;
+    }
+    to->tail = from->tail;
+    to->bytes += from->bytes;
+    memset(from, 0, sizeof *from);
+}
+
 /* What comes next in memory, up to the first file: for a backend to send. */
 static int netsrv__out_iov(const netsrv__out *out, struct iovec *iov, int cap) {
     int n = 0;
@@ -3917,6 +4099,41 @@ static netsrv_result netsrv__mailbox_post_all(netsrv__worker *workers, unsigned 
     return result;
 }
 
+/* An item tells its owner that it has finished, or has something for it. Never refused: a report
+ * needs no memory. */
+static void netsrv__mailbox_report(netsrv__item *item, bool finished) {
+    netsrv__mailbox *box = &item->owner->mailbox;
+    netsrv__wake *wake = &item->owner->group->wake;
+    NETSRV_SEAM_POINT("report");
+    pthread_mutex_lock(&box->lock);
+    const bool empty = box->reports == NULL;
+    item->finished = finished;
+    if (!item->reported) {
+        item->reported = true;
+        item->next = NULL;
+        *(empty ? &box->reports : &box->reports_tail->next) = item;
+        box->reports_tail = item;
+    }
+    atomic_store_explicit(&box->waiting, true, memory_order_relaxed);
+    pthread_mutex_unlock(&box->lock);
+    if (empty) {
+        netsrv__mailbox_wake(wake);
+    }
+}
+
+/* Under the lock. The chain goes by taken_next: whoever has more to report may append again. */
+static netsrv__item *netsrv__mailbox_take_reports(netsrv__mailbox *box) {
+    netsrv__item *first = box->reports;
+    for (netsrv__item *item = first; item != NULL; item = item->next) {
+        item->taken_next = item->next;
+        item->taken_finished = item->finished;
+        item->reported = false;
+    }
+    box->reports = NULL;
+    box->reports_tail = NULL;
+    return first;
+}
+
 /* The array that is to be filled next has room for what is promised. */
 static bool netsrv__mailbox_fit(netsrv__mailbox *box, const netsrv_config *cfg) {
     const size_t cap = box->cap;
@@ -3938,11 +4155,13 @@ static bool netsrv__mailbox_fit(netsrv__mailbox *box, const netsrv_config *cfg) 
  * the look without the lock comes with a wake-up; so does one that has to wait for memory, since
  * there is a promise then. */
 static size_t netsrv__mailbox_take(netsrv__mailbox *box, const netsrv_config *cfg,
-                                   netsrv__msg **msgs) {
+                                   netsrv__msg **msgs, netsrv__item **reports) {
+    *reports = NULL;
     if (!atomic_load_explicit(&box->waiting, memory_order_relaxed)) {
         return 0;
     }
     pthread_mutex_lock(&box->lock);
+    *reports = netsrv__mailbox_take_reports(box);
     if (!netsrv__mailbox_fit(box, cfg)) {
         pthread_mutex_unlock(&box->lock);
         return 0;
@@ -4200,6 +4419,29 @@ static void netsrv__conn_mark_dirty(netsrv__worker *w, netsrv_conn *c) {
         c->dirty_next = w->own.dirty;
         w->own.dirty = c;
     }
+}
+
+/* With callbacks on other threads: one of them is due. It is posted at the end of the turn, or
+ * when the one that runs is back. */
+static void netsrv__conn_owe(netsrv__worker *w, netsrv_conn *c, unsigned call) {
+    netsrv__job *job = c->job;
+    job->owed |= (uint8_t)call;
+    if (job->lent || job->listed) {
+        return;
+    }
+    job->listed = true;
+    job->ready_next = NULL;
+    if (w->own.ready == NULL) {
+        w->own.ready = job;
+    } else {
+        w->own.ready_tail->ready_next = job;
+    }
+    w->own.ready_tail = job;
+    w->own.ready_count++;
+}
+
+static bool netsrv__conn_lent(const netsrv_conn *c) {
+    return c->job != NULL && c->job->lent;
 }
 
 /* The first reason is the one that the program is told. */
@@ -4561,7 +4803,8 @@ static uint64_t netsrv__conn_long_turn_ms(const netsrv__worker *w) {
 }
 
 static uint64_t netsrv__conn_idle_deadline(const netsrv__worker *w, const netsrv_conn *c) {
-    if (c->idle_ms == NETSRV_OFF || c->state < NETSRV__OPEN || c->state > NETSRV__HALF) {
+    if (c->idle_ms == NETSRV_OFF || c->state < NETSRV__OPEN || c->state > NETSRV__HALF ||
+        netsrv__conn_lent(c)) {
         return UINT64_MAX;
     }
     return netsrv__conn_after(c->active_ms + netsrv__conn_long_turn_ms(w), c->idle_ms);
@@ -4662,7 +4905,8 @@ static void netsrv__conn_drop_input(netsrv__worker *w, netsrv_conn *c) {
     }
 }
 
-static void netsrv__conn_close_fd(netsrv_conn *c) {
+/* What the peer shall see of the end. */
+static void netsrv__conn_cut(netsrv_conn *c) {
     const struct linger now = {1, 0};
     if (c->fd < 0) {
         return;
@@ -4674,8 +4918,36 @@ static void netsrv__conn_close_fd(netsrv_conn *c) {
         /* close alone sends no FIN while a child process holds a duplicate. */
         netsrv__sys_shutdown(c->fd, SHUT_RDWR);
     }
-    netsrv__sys_close(c->fd);
-    c->fd = -1;
+}
+
+/* The program knows: the descriptor is closed, and the turn's end releases the connection. */
+static void netsrv__conn_lay_out(netsrv__worker *w, netsrv_conn *c) {
+    if (c->fd >= 0) {
+        netsrv__sys_close(c->fd);
+        c->fd = -1;
+        NETSRV__COUNT(w, closed, 1);
+    } else {
+        NETSRV__COUNT(w, undialed, 1);
+        w->own.dials_stale = true;
+    }
+    netsrv__mem_free(w->cfg, c->job, sizeof *c->job);
+    c->job = NULL;
+    c->grave_next = w->own.dead;
+    w->own.dead = c;
+}
+
+/* on_close comes after the callback that runs elsewhere, and the descriptor keeps its number until
+ * then. A connection that on_open never saw is not told of either. */
+static void netsrv__conn_tell_close(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__job *job = c->job;
+    const bool known = (job->owed & NETSRV__CALL_OPEN) == 0 || (c->flags & NETSRV__DIALED) != 0;
+    atomic_store_explicit(&job->gone, true, memory_order_relaxed);
+    job->owed = 0;
+    if (known) {
+        netsrv__conn_owe(w, c, NETSRV__CALL_CLOSE);
+    } else if (!job->lent && !job->listed) {
+        netsrv__conn_lay_out(w, c);
+    }
 }
 
 /* The backend holds nothing of `c` any more: the program is told, the descriptor closed. */
@@ -4683,20 +4955,17 @@ static void netsrv__conn_on_detached(netsrv__worker *w, netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(w);
     netsrv__timer_stop(&w->own.wheel, &c->timer);
     netsrv__conn_set_state(c, NETSRV__DEAD);
-    if (c->on->on_close != NULL) {
+    if (c->job == NULL && c->on->on_close != NULL) {
         c->on->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
     }
     netsrv__out_discard(w->srv, &c->out);
     netsrv__conn_drop_input(w, c);
-    if (c->fd >= 0) {
-        NETSRV__COUNT(w, closed, 1);
+    netsrv__conn_cut(c);
+    if (c->job != NULL) {
+        netsrv__conn_tell_close(w, c);
     } else {
-        NETSRV__COUNT(w, undialed, 1);
-        w->own.dials_stale = true;
+        netsrv__conn_lay_out(w, c);
     }
-    netsrv__conn_close_fd(c);
-    c->grave_next = w->own.dead;
-    w->own.dead = c;
 }
 
 /* ---- settle: what was recorded becomes so ---- */
@@ -4729,7 +4998,8 @@ static void netsrv__conn_send_fin(netsrv__worker *w, netsrv_conn *c) {
 /* At a stop: nothing received in part, nothing to send, and it had its chance to speak. */
 static bool netsrv__conn_quiet(const netsrv_conn *c) {
     return c->state <= NETSRV__HALF && c->out.bytes + c->sending == 0 && c->input == NULL &&
-           (c->flags & (NETSRV__FRESH | NETSRV__PAUSED)) == 0;
+           (c->flags & (NETSRV__FRESH | NETSRV__PAUSED)) == 0 &&
+           (c->job == NULL || (!c->job->lent && c->job->owed == 0));
 }
 
 static void netsrv__conn_step_close(netsrv__worker *w, netsrv_conn *c) {
@@ -4811,6 +5081,15 @@ static netsrv__frame_found netsrv__conn_find_frame(netsrv__worker *w, netsrv_con
     return netsrv__frame_next(w->cfg, data, n, scanned, f);
 }
 
+/* On a handler thread: whether the other connections have waited long enough. */
+static bool netsrv__conn_yields(const netsrv__worker *w, netsrv_conn *c) {
+    if (w->own.slice_us == 0 || netsrv__sys_now_us() < w->own.slice_us) {
+        return false;
+    }
+    c->flags |= NETSRV__RESHOW;
+    return true;
+}
+
 NETSRV__COLD
 static size_t netsrv__conn_show_frames(netsrv__worker *w, netsrv_conn *c,
                                        const unsigned char *data, size_t n, size_t *scanned) {
@@ -4833,6 +5112,9 @@ static size_t netsrv__conn_show_frames(netsrv__worker *w, netsrv_conn *c,
         at += f.end;
         if (w->own.reply_bytes >= NETSRV__REPLY_FLUSH) {
             netsrv__conn_flush_reply(w, c);
+        }
+        if (netsrv__conn_yields(w, c)) {
+            break;
         }
     }
     return at;
@@ -4921,6 +5203,12 @@ static void netsrv__conn_input(netsrv__worker *w, netsrv_conn *c, const unsigned
                                size_t n) {
     size_t scanned = 0;
     size_t used = 0;
+    if (c->job != NULL) {
+        if (netsrv__conn_keep(w, c, data, n)) {
+            netsrv__conn_owe(w, c, NETSRV__CALL_INPUT);
+        }
+        return;
+    }
     if (c->input != NULL) {
         if (netsrv__conn_keep(w, c, data, n)) {
             netsrv__conn_show_kept(w, c);
@@ -4966,6 +5254,28 @@ static void netsrv__conn_discard(netsrv__worker *w, netsrv_conn *c, size_t n) {
 
 /* ---- settle, continued: what calls the program comes after input ---- */
 
+static void netsrv__conn_drained(netsrv__worker *w, netsrv_conn *c) {
+    if (c->on->on_drain == NULL) {
+        return;
+    }
+    if (c->job != NULL) {
+        netsrv__conn_owe(w, c, NETSRV__CALL_DRAIN);
+        return;
+    }
+    netsrv__conn_enter(w, c, NULL, 0);
+    c->on->on_drain(c);
+    netsrv__conn_leave(w, c);
+}
+
+static void netsrv__conn_reshow(netsrv__worker *w, netsrv_conn *c) {
+    if (c->job != NULL) {
+        netsrv__conn_owe(w, c, NETSRV__CALL_INPUT);
+    } else if (c->input != NULL) {
+        netsrv__conn_mark_dirty(w, c);
+        netsrv__conn_show_kept(w, c);
+    }
+}
+
 static void netsrv__conn_step_program(netsrv__worker *w, netsrv_conn *c) {
     if ((c->flags & NETSRV__HIGH_MARK) != 0 && c->out.bytes <= w->cfg->low_mark_bytes &&
         c->state <= NETSRV__HALF) {
@@ -4974,26 +5284,26 @@ static void netsrv__conn_step_program(netsrv__worker *w, netsrv_conn *c) {
         /* What on_drain sends waits for the next round, or a fast reader would hold the turn. */
         netsrv__conn_mark_dirty(w, c);
         c->active_ms = w->own.now_ms;
-        if (c->on->on_drain != NULL) {
-            netsrv__conn_enter(w, c, NULL, 0);
-            c->on->on_drain(c);
-            netsrv__conn_leave(w, c);
-        }
+        netsrv__conn_drained(w, c);
     }
     if ((c->flags & NETSRV__RESHOW) != 0 && netsrv__conn_wants_input(c)) {
         c->flags &= ~(uint32_t)NETSRV__RESHOW;
-        if (c->input != NULL) {
-            netsrv__conn_mark_dirty(w, c);
-            netsrv__conn_show_kept(w, c);
-        }
+        netsrv__conn_reshow(w, c);
     }
+}
+
+/* With callbacks on other threads, reading goes on beside one until there is input for the next:
+ * a client that waits for its answer costs no change of interest. */
+static bool netsrv__conn_job_reads(const netsrv_conn *c) {
+    const bool busy = c->job->lent || c->job->held;
+    return (c->flags & NETSRV__PEER_DONE) == 0 && (c->input == NULL || !busy);
 }
 
 static bool netsrv__conn_wants_recv(const netsrv__worker *w, const netsrv_conn *c) {
     if (c->state == NETSRV__DRAINING || c->state == NETSRV__LINGERING) {
         return (c->flags & NETSRV__PEER_DONE) == 0 && c->discarded < w->cfg->linger_max_bytes;
     }
-    return netsrv__conn_wants_input(c);
+    return netsrv__conn_wants_input(c) && (c->job == NULL || netsrv__conn_job_reads(c));
 }
 
 static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
@@ -5011,7 +5321,8 @@ static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
 
 /* The state in which most messages find a connection. */
 static bool netsrv__conn_is_plain(const netsrv_conn *c) {
-    return c->state == NETSRV__OPEN && c->input == NULL && c->out.bytes + c->sending == 0 &&
+    return c->state == NETSRV__OPEN && c->job == NULL && c->input == NULL &&
+           c->out.bytes + c->sending == 0 &&
            (c->flags & (NETSRV__UNSETTLED | NETSRV__RECV_ON)) == NETSRV__RECV_ON &&
            c->on->on_data != NULL;
 }
@@ -5031,6 +5342,26 @@ static bool netsrv__conn_may_send(const netsrv__worker *w, const netsrv_conn *c)
     const bool held = (c->flags & NETSRV__CORKED) != 0 && c->out.bytes <= w->cfg->high_mark_bytes;
     return c->state < NETSRV__CLOSING && c->out.bytes != 0 && !held &&
            (c->flags & NETSRV__BLOCKED) == 0;
+}
+
+/* netsrv_flush: what was gathered goes to the backend now. */
+static netsrv_result netsrv__conn_flush(netsrv__worker *w, netsrv_conn *c) {
+    if (w->own.current == c) {
+        netsrv__conn_flush_reply(w, c);
+    }
+    if (netsrv__conn_may_send(w, c)) {
+        w->io->send(w, c);
+    }
+    if (c->state > NETSRV__HALF) {
+        return NETSRV_GONE;
+    }
+    return (c->flags & NETSRV__HIGH_MARK) != 0 ? NETSRV_HIGH : NETSRV_OK;
+}
+
+/* What netsrv_flush on the other thread wants to know. */
+static void netsrv__conn_publish(netsrv_conn *c) {
+    atomic_store_explicit(&c->job->backlog, c->out.bytes + c->sending, memory_order_relaxed);
+    atomic_store_explicit(&c->job->gone, c->state > NETSRV__HALF, memory_order_relaxed);
 }
 
 /* After each callback of a connection, and once a turn for what became dirty otherwise. */
@@ -5060,6 +5391,9 @@ static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
     }
     if (c->state < NETSRV__CLOSING) {
         netsrv__conn_arm(w, c);
+    }
+    if (netsrv__conn_lent(c)) {
+        netsrv__conn_publish(c);
     }
     c->flags &= ~(uint32_t)NETSRV__PLAIN;
     c->flags |= netsrv__conn_is_plain(c) ? (uint32_t)NETSRV__PLAIN : 0u;
@@ -5148,7 +5482,9 @@ static void netsrv__conn_on_end(netsrv__worker *w, netsrv_conn *c, int sys_errno
         netsrv__conn_fail(w, c, sys_errno);
     } else {
         c->flags |= NETSRV__PEER_DONE;
-        if (c->state == NETSRV__OPEN) {
+        if (c->state == NETSRV__OPEN && c->job != NULL) {
+            netsrv__conn_owe(w, c, NETSRV__CALL_EOF);
+        } else if (c->state == NETSRV__OPEN) {
             netsrv__conn_eof(w, c);
         } else if (c->state == NETSRV__LINGERING) {
             netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
@@ -5166,10 +5502,25 @@ static void netsrv__conn_on_writable(netsrv__worker *w, netsrv_conn *c) {
 
 /* ---- the beginning ---- */
 
+/* One whose callbacks run on other threads has a job. */
+static bool netsrv__conn_add_job(netsrv__worker *w, netsrv_conn *c) {
+    c->job = netsrv__mem_zeroed(w->cfg, 1, sizeof *c->job);
+    if (c->job == NULL) {
+        return false;
+    }
+    c->job->item.owner = w;
+    c->job->conn = c;
+    return true;
+}
+
 static netsrv_conn *netsrv__conn_new(netsrv__worker *w, const netsrv_handlers *on) {
     netsrv_conn *c = netsrv__slab_alloc(&w->own.slab, w);
     NETSRV__ASSERT_OWNER(w);
     if (c == NULL) {
+        return NULL;
+    }
+    if (w->pool != NULL && !netsrv__conn_add_job(w, c)) {
+        netsrv__slab_free(&w->own.slab, c);
         return NULL;
     }
     c->on = on;
@@ -5180,17 +5531,26 @@ static netsrv_conn *netsrv__conn_new(netsrv__worker *w, const netsrv_handlers *o
     return c;
 }
 
+static void netsrv__conn_greet(netsrv__worker *w, netsrv_conn *c) {
+    if (c->on->on_open == NULL) {
+        return;
+    }
+    if (c->job != NULL) {
+        netsrv__conn_owe(w, c, NETSRV__CALL_OPEN);
+        return;
+    }
+    netsrv__conn_enter(w, c, NULL, 0);
+    c->on->on_open(c);
+    netsrv__conn_leave(w, c);
+}
+
 /* The program is told, and what it wants becomes so. */
 static void netsrv__conn_begin(netsrv__worker *w, netsrv_conn *c) {
     c->active_ms = w->own.now_ms;
     c->flags |= NETSRV__FRESH;
     netsrv__conn_set_state(c, NETSRV__OPEN);
     NETSRV__COUNT(w, opened, 1);
-    if (c->on->on_open != NULL) {
-        netsrv__conn_enter(w, c, NULL, 0);
-        c->on->on_open(c);
-        netsrv__conn_leave(w, c);
-    }
+    netsrv__conn_greet(w, c);
     if (w->own.phase >= NETSRV__LEAVING && c->state == NETSRV__OPEN) {
         c->flags |= NETSRV__STOPPING;
         netsrv__conn_limit_fresh(c);
@@ -6128,7 +6488,8 @@ static int netsrv__resolve_spawn(netsrv_server *srv, unsigned slot) {
     }
     job->srv = srv;
     job->slot = slot;
-    const int error = netsrv__sys_thread_create(&r->slots[slot].thread, netsrv__resolve_main, job);
+    const int error = netsrv__sys_thread_create(&r->slots[slot].thread, 0,
+                                                netsrv__resolve_main, job);
     if (error != 0) {
         netsrv__mem_free(&srv->cfg, job, sizeof *job);
         return error;
@@ -7531,8 +7892,697 @@ static const netsrv__place_ops *netsrv__place_find(netsrv_place place) {
 }
 
 /* ========================================================================== *
+ *  [jobs] Callbacks on other threads: lending a connection and taking it back
+ *  uses:   log mem util sys out mailbox conn accept
+ *  thread: owner; run, hand = a handler thread; open, close = the program's
+ * ========================================================================== */
+
+/* A connection that is owed a callback is lent to a job: its kept input and an image of it, the
+ * face, go to the queue, and a thread runs the callback on the face with the functions of [conn],
+ * to which that thread is a worker of its own. What the callback wants gathers in the face as it
+ * would in a connection: queued output, flags, the state. The job goes back to the owner, who
+ * brings all that to the real one. The two threads never touch the same fields. */
+
+/* ---- the pool ---- */
+
+static void netsrv__jobs_wake_hand(netsrv__hand *hand) {
+    NETSRV_SEAM_POINT("call");
+    if (hand != NULL) {
+        pthread_cond_signal(&hand->wake);
+    }
+}
+
+/* Under the lock. */
+static netsrv__hand *netsrv__jobs_pop_idle(netsrv__pool *p) {
+    netsrv__hand *hand = p->idle;
+    if (hand != NULL) {
+        p->idle = hand->idle_next;
+        hand->called = true;
+    }
+    return hand;
+}
+
+/* Takes a thread out of those that are idle, unless one is on its way already: that one will call
+ * the next, so that a burst of short jobs does not wake everybody. Under the lock. */
+static netsrv__hand *netsrv__jobs_call_hand(netsrv__pool *p) {
+    if (p->head == NULL || p->waking || p->own) {
+        return NULL;
+    }
+    netsrv__hand *hand = netsrv__jobs_pop_idle(p);
+    p->waking = hand != NULL;
+    return hand;
+}
+
+/* How many of `wanted` jobs may be posted now. Less than that: the worker is woken when there is
+ * room again. Where each connection has its thread, nobody waits for another's. */
+static size_t netsrv__jobs_reserve(netsrv__pool *p, size_t wanted) {
+    const size_t max = p->srv->cfg.jobs_max_count;
+    pthread_mutex_lock(&p->lock);
+    const size_t room = max > p->count ? max - p->count : 0;
+    const size_t granted = wanted < room || p->own ? wanted : room;
+    p->count += granted;
+    p->held = p->held || granted < wanted;
+    pthread_mutex_unlock(&p->lock);
+    return granted;
+}
+
+static void netsrv__jobs_enqueue(netsrv__pool *p, netsrv__item *item) {
+    item->next = NULL;
+    *(p->head == NULL ? &p->head : &p->tail->next) = item;
+    p->tail = item;
+}
+
+/* place = OWN_THREAD: to the connection's thread, to an idle one that becomes it, or in line for
+ * one. Under the lock. */
+static void netsrv__jobs_give_own(netsrv__pool *p, netsrv__item *item) {
+    netsrv__hand *hand = item->hand != NULL ? item->hand : netsrv__jobs_pop_idle(p);
+    if (hand == NULL) {
+        netsrv__jobs_enqueue(p, item);
+        return;
+    }
+    item->hand = hand;
+    hand->bound = true;
+    hand->item = item;
+    netsrv__jobs_wake_hand(hand);
+}
+
+/* Posts a chain for which there is room, and gives back the room that is left. */
+static void netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t left) {
+    pthread_mutex_lock(&p->lock);
+    while (first != NULL) {
+        netsrv__item *next = first->next;
+        if (p->own) {
+            netsrv__jobs_give_own(p, first);
+        } else {
+            netsrv__jobs_enqueue(p, first);
+        }
+        first = next;
+    }
+    p->count -= left;
+    netsrv__hand *hand = netsrv__jobs_call_hand(p);
+    pthread_mutex_unlock(&p->lock);
+    netsrv__jobs_wake_hand(hand);
+}
+
+/* ---- on a handler thread ---- */
+
+/* What the callback answered; it leaves when the owner has it. */
+static void netsrv__jobs_reply(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n) {
+    netsrv__conn_on_unsent(w, c, data, n);
+}
+
+/* netsrv_flush: what the callback has sent so far goes ahead to the owner. */
+static void netsrv__jobs_send(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__job *job = (netsrv__job *)(void *)((char *)c - offsetof(netsrv__job, face));
+    const size_t n = c->out.bytes;
+    const size_t before = atomic_fetch_add_explicit(&job->backlog, n, memory_order_relaxed);
+    if (before + n > w->cfg->high_mark_bytes) {
+        c->flags |= NETSRV__HIGH_MARK;
+    }
+    pthread_mutex_lock(&job->item.owner->mailbox.lock);
+    netsrv__out_move(&job->parts, &c->out);
+    pthread_mutex_unlock(&job->item.owner->mailbox.lock);
+    netsrv__mailbox_report(&job->item, false);
+    if (atomic_load_explicit(&job->gone, memory_order_relaxed)) {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_PEER);
+    }
+}
+
+static const netsrv__io_ops netsrv__jobs_io = {
+    .name = "jobs",
+    .reply = netsrv__jobs_reply,
+    .send = netsrv__jobs_send,
+};
+
+static void netsrv__jobs_run_plain(netsrv__worker *w, netsrv_conn *c, void (*fn)(netsrv_conn *c)) {
+    netsrv__conn_enter(w, c, NULL, 0);
+    fn(c);
+    netsrv__conn_leave(w, c);
+}
+
+/* Input that is used up goes back as well: memory is given back on the thread that took it, which
+ * an allocator likes best. */
+static void netsrv__jobs_show(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__input *in = c->input;
+    in->begin += netsrv__conn_show(w, c, in->bytes + in->begin, in->end - in->begin, &in->scanned);
+    netsrv__conn_limit_input(w, c);
+}
+
+static void netsrv__jobs_run_call(netsrv__worker *w, netsrv_conn *c, unsigned call) {
+    switch (call) {
+    case NETSRV__CALL_OPEN:
+        netsrv__jobs_run_plain(w, c, c->on->on_open);
+        break;
+    case NETSRV__CALL_DRAIN:
+        netsrv__jobs_run_plain(w, c, c->on->on_drain);
+        break;
+    case NETSRV__CALL_INPUT:
+        netsrv__jobs_show(w, c);
+        break;
+    case NETSRV__CALL_EOF:
+        netsrv__conn_eof(w, c);
+        break;
+    default:
+        if (c->on->on_close != NULL) {
+            c->on->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
+        }
+        break;
+    }
+}
+
+/* A connection that has ended meanwhile gets no callback any more but on_close. */
+static void netsrv__jobs_run(netsrv__hand *hand, netsrv__job *job) {
+    netsrv__worker *w = &hand->self;
+    netsrv_conn *c = &job->face;
+    NETSRV_SEAM_POINT("job");
+    job->item.begun_us = netsrv__sys_now_us();
+    w->index = job->item.owner->index;
+    w->own.slice_us = job->item.begun_us + NETSRV__SLICE_US;
+    c->worker = w;
+    job->skipped = job->call != NETSRV__CALL_CLOSE &&
+                   atomic_load_explicit(&job->gone, memory_order_relaxed) &&
+                   !(job->call == NETSRV__CALL_OPEN && (c->flags & NETSRV__DIALED) != 0);
+    if (!job->skipped) {
+        netsrv__jobs_run_call(w, c, job->call);
+    }
+    netsrv__out_release_spent(w);
+    w->own.dirty = NULL;
+    job->item.ended_us = netsrv__sys_now_us();
+}
+
+/* There is room in the queue again. */
+static void netsrv__jobs_wake_workers(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->cfg.workers; i++) {
+        netsrv__mailbox_wake(&srv->groups[i].wake);
+    }
+}
+
+static void netsrv__jobs_free_hand(netsrv__hand *hand) {
+    const netsrv_config *cfg = hand->self.cfg;
+    pthread_cond_destroy(&hand->wake);
+    netsrv__mem_free(cfg, hand->self.own.reply_buffer, NETSRV__REPLY_BYTES);
+    netsrv__mem_free(cfg, hand, sizeof *hand);
+}
+
+static void netsrv__jobs_join(netsrv__hand *hand) {
+    while (hand != NULL) {
+        netsrv__hand *next = hand->idle_next;
+        pthread_join(hand->thread, NULL);
+        netsrv__jobs_free_hand(hand);
+        hand = next;
+    }
+}
+
+/* Without anything to do for too long: out of the idle ones. The last thread stays, so that a
+ * connection for which none can be created has one to wait for. Under the lock. */
+static bool netsrv__jobs_retire(netsrv__pool *p, netsrv__hand *hand) {
+    netsrv__hand **link = &p->idle;
+    if (hand->called || p->threads == 1) {
+        return false;
+    }
+    while (*link != hand) {
+        link = &(*link)->idle_next;
+    }
+    *link = hand->idle_next;
+    return true;
+}
+
+/* False when the time is over. Under the lock. */
+static bool netsrv__jobs_idle(netsrv__pool *p, netsrv__hand *hand) {
+    const uint32_t idle_ms = p->srv->cfg.handler_idle_ms;
+    const bool ends = p->own && idle_ms != NETSRV_OFF;
+    const uint64_t until_us = netsrv__sys_now_us() + (uint64_t)idle_ms * 1000u;
+    hand->idle_next = p->idle;
+    p->idle = hand;
+    hand->called = false;
+    while (!hand->called) {
+        if (!ends || p->threads == 1) {
+            pthread_cond_wait(&hand->wake, &p->lock);
+        } else if (!netsrv__sys_cond_wait(&hand->wake, &p->lock, until_us) &&
+                   netsrv__jobs_retire(p, hand)) {
+            return false;
+        }
+    }
+    p->waking = false;
+    return true;
+}
+
+/* The item that is this thread's, or the oldest; NULL if there is none. Under the lock. */
+static netsrv__item *netsrv__jobs_take(netsrv__pool *p, netsrv__hand *hand) {
+    netsrv__item *item = hand->item;
+    if (item == NULL && p->head != NULL && !hand->bound) {
+        item = p->head;
+        p->head = item->next;
+        hand->bound = p->own;
+        item->hand = p->own ? hand : NULL;
+    }
+    hand->item = NULL;
+    p->count -= item != NULL ? 1 : 0;
+    return item;
+}
+
+/* The next item, or NULL when the thread shall end. Under the lock. */
+static netsrv__item *netsrv__jobs_next(netsrv__pool *p, netsrv__hand *hand) {
+    netsrv__item *item;
+    while ((item = netsrv__jobs_take(p, hand)) == NULL) {
+        if (hand->bound) {
+            pthread_cond_wait(&hand->wake, &p->lock);
+        } else if (p->closing || !netsrv__jobs_idle(p, hand)) {
+            return NULL;
+        }
+    }
+    return item;
+}
+
+/* Whether a callback was a connection's last: its thread is free for another one. */
+static bool netsrv__jobs_last(const netsrv__job *job) {
+    return job->call == NETSRV__CALL_CLOSE || (job->call == NETSRV__CALL_OPEN && job->skipped);
+}
+
+/* Takes and runs one item. Under the lock, which is given up meanwhile. */
+static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
+    netsrv__job *job = (netsrv__job *)(void *)netsrv__jobs_next(p, hand);
+    if (job == NULL) {
+        return false;
+    }
+    const bool room = p->held && p->count <= p->srv->cfg.jobs_max_count / 2;
+    p->held = p->held && !room;
+    netsrv__hand *other = netsrv__jobs_call_hand(p);
+    pthread_mutex_unlock(&p->lock);
+    netsrv__jobs_wake_hand(other);
+    if (room) {
+        netsrv__jobs_wake_workers(p->srv);
+    }
+    netsrv__jobs_run(hand, job);
+    const bool last = netsrv__jobs_last(job);
+    netsrv__mailbox_report(&job->item, true); /* from here on, the job is the owner's */
+    pthread_mutex_lock(&p->lock);
+    hand->bound = hand->bound && !last;
+    return true;
+}
+
+static void *netsrv__jobs_hand_main(void *arg) {
+    netsrv__hand *hand = arg;
+    netsrv__pool *p = hand->pool;
+    netsrv__hand *before = NULL;
+    netsrv__self = &hand->self;
+    netsrv__sys_thread_name("netsrv-h");
+    pthread_mutex_lock(&p->lock);
+    p->starting--;
+    while (netsrv__jobs_step(p, hand)) {
+    }
+    if (!p->closing) {
+        netsrv__util_list_remove(&hand->link);
+        p->threads--;
+        before = p->ended;
+        hand->idle_next = NULL;
+        p->ended = hand;
+    }
+    pthread_mutex_unlock(&p->lock);
+    netsrv__jobs_join(before);
+    return NULL;
+}
+
+/* A claimed thread comes into being. 0 or an errno, and the claim is given up. */
+static int netsrv__jobs_add_hand(netsrv__pool *p) {
+    const netsrv_config *cfg = &p->srv->cfg;
+    netsrv__hand *hand = netsrv__mem_zeroed(cfg, 1, sizeof *hand);
+    int error = ENOMEM;
+    if (hand != NULL) {
+        hand->pool = p;
+        hand->self.srv = p->srv;
+        hand->self.cfg = cfg;
+        hand->self.io = &netsrv__jobs_io;
+        netsrv__sys_cond_init(&hand->wake);
+    }
+    pthread_mutex_lock(&p->lock);
+    if (hand != NULL) {
+        error = netsrv__sys_thread_create(&hand->thread, cfg->handler_stack_bytes,
+                                          netsrv__jobs_hand_main, hand);
+    }
+    if (error == 0) {
+        netsrv__util_list_append(&p->all, &hand->link);
+    } else {
+        p->threads--;
+        p->starting--;
+    }
+    pthread_mutex_unlock(&p->lock);
+    if (error != 0 && hand != NULL) {
+        netsrv__jobs_free_hand(hand);
+    }
+    return error;
+}
+
+/* Whether one more thread is to be created: with `own` only if more items wait than threads are
+ * already on their way to them. */
+static bool netsrv__jobs_claim(netsrv__pool *p, bool own) {
+    unsigned waiting = 0;
+    pthread_mutex_lock(&p->lock);
+    for (const netsrv__item *item = p->head; item != NULL && waiting <= p->starting;) {
+        item = item->next;
+        waiting++;
+    }
+    const bool claimed = p->threads < p->size && (!own || waiting > p->starting);
+    p->threads += claimed ? 1 : 0;
+    p->starting += claimed ? 1 : 0;
+    pthread_mutex_unlock(&p->lock);
+    return claimed;
+}
+
+/* place = OWN_THREAD: as many threads as connections that wait for one. What cannot be created is
+ * waited for: a connection gets the thread of the next one that ends. */
+static void netsrv__jobs_grow(netsrv__pool *p) {
+    int error = 0;
+    while (p->own && error == 0 && netsrv__jobs_claim(p, true)) {
+        error = netsrv__jobs_add_hand(p);
+    }
+    if (error != 0 && netsrv__accept_may_log(p->srv)) {
+        netsrv__log_line(&p->srv->cfg, NETSRV_LOG_WARN,
+                         "cannot create a handler thread: %s; the connection waits for another's",
+                         strerror(error));
+    }
+}
+
+/* ---- the owner lends ---- */
+
+/* The callback that is due, or 0. What has lost its sense is not owed any more. */
+static unsigned netsrv__jobs_due(const netsrv_conn *c) {
+    netsrv__job *job = c->job;
+    const bool input = netsrv__conn_wants_input(c);
+    if (c->state == NETSRV__DEAD) {
+        return job->owed;
+    }
+    if (c->state > NETSRV__HALF) {
+        job->owed &= NETSRV__CALL_OPEN; /* or on_close would be called for nobody */
+        return 0;
+    }
+    if (c->input == NULL) {
+        job->owed &= (uint8_t)~NETSRV__CALL_INPUT;
+    }
+    if ((job->owed & (NETSRV__CALL_OPEN | NETSRV__CALL_DRAIN)) != 0) {
+        return job->owed & (0u - job->owed);
+    }
+    return input ? job->owed & (0u - job->owed) : 0;
+}
+
+/* Room for a short reply, so that the other thread needs no memory for it. */
+static void netsrv__jobs_lend_room(netsrv_server *srv, netsrv__out *out) {
+    bool full;
+    netsrv__chunk *chunk = netsrv__out_chunk_new(srv, NETSRV__JOB_REPLY, &full);
+    memset(out, 0, sizeof *out);
+    if (chunk != NULL) {
+        netsrv__out_link(out, chunk);
+    }
+}
+
+#define NETSRV__FACE_FLAGS                                                                         \
+    (NETSRV__PAUSED | NETSRV__CORKED | NETSRV__DIALED | NETSRV__FIN_WANTED | NETSRV__FIN_SENT |    \
+     NETSRV__PEER_DONE | NETSRV__FRESH)
+
+/* The face begins as the connection is, without output, and with its input if that is shown. */
+static void netsrv__jobs_lend(netsrv__job *job, unsigned call) {
+    netsrv_conn *c = job->conn;
+    netsrv_conn *face = &job->face;
+    job->owed &= (uint8_t)~call;
+    job->call = (uint8_t)call;
+    job->lent = true;
+    job->held = false;
+    *face = *c;
+    face->job = NULL;
+    face->flags = c->flags & (uint32_t)NETSRV__FACE_FLAGS;
+    face->sending = (uint32_t)(c->out.bytes + c->sending);
+    netsrv__jobs_lend_room(c->worker->srv, &face->out);
+    if ((call & (NETSRV__CALL_INPUT | NETSRV__CALL_EOF)) != 0) {
+        c->input = NULL;
+    } else {
+        face->input = NULL;
+    }
+    netsrv__conn_publish(c);
+    job->item.next = NULL;
+}
+
+static netsrv__job *netsrv__jobs_take_ready(netsrv__worker *w) {
+    netsrv__job *job = w->own.ready;
+    w->own.ready = job->ready_next;
+    w->own.ready_count--;
+    job->listed = false;
+    return job;
+}
+
+/* Those for which there is no room stop reading and keep their place in the line. */
+static void netsrv__jobs_hold(netsrv__worker *w) {
+    for (netsrv__job *job = w->own.ready; job != NULL; job = job->ready_next) {
+        if (!job->held) {
+            job->held = true;
+            netsrv__conn_mark_dirty(w, job->conn);
+        }
+    }
+}
+
+/* Listed, but the callback that was due is not any more: the connection may only have waited to be
+ * forgotten. */
+static void netsrv__jobs_not_due(netsrv__worker *w, const netsrv__job *job) {
+    if (job->conn->state == NETSRV__DEAD) {
+        netsrv__conn_lay_out(w, job->conn);
+    }
+}
+
+NETSRV__COLD
+static void netsrv__jobs_post_all(netsrv__worker *w) {
+    size_t room = netsrv__jobs_reserve(w->pool, w->own.ready_count);
+    const uint64_t now_us = netsrv__sys_now_us();
+    netsrv__item *first = NULL;
+    netsrv__item **end = &first;
+    while (w->own.ready != NULL && room > 0) {
+        netsrv__job *job = netsrv__jobs_take_ready(w);
+        const unsigned call = netsrv__jobs_due(job->conn);
+        if (call == 0) {
+            netsrv__jobs_not_due(w, job);
+            continue;
+        }
+        netsrv__jobs_lend(job, call);
+        job->item.queued_us = now_us;
+        *end = &job->item;
+        end = &job->item.next;
+        room--;
+    }
+    netsrv__jobs_append(w->pool, first, room);
+    netsrv__jobs_grow(w->pool);
+    netsrv__jobs_hold(w);
+}
+
+/* Once a turn. */
+static void netsrv__jobs_post_ready(netsrv__worker *w) {
+    if (w->own.ready != NULL) {
+        netsrv__jobs_post_all(w);
+    }
+}
+
+/* ---- the owner takes back ---- */
+
+/* The usual answer, a short one that nothing stands in front of, goes out from where it lies. */
+static bool netsrv__jobs_replies(const netsrv_conn *c, const netsrv__out *out) {
+    return c->out.bytes == 0 && out->bytes <= NETSRV__JOB_REPLY && out->head == out->tail &&
+           out->head->kind == NETSRV__CHUNK_COPY &&
+           (c->flags & (NETSRV__BLOCKED | NETSRV__BROKEN | NETSRV__CORKED)) == 0;
+}
+
+static void netsrv__jobs_take_chunks(netsrv__worker *w, netsrv_conn *c, netsrv__out *out) {
+    while (out->head != NULL) {
+        netsrv__chunk *chunk = out->head;
+        out->head = chunk->next;
+        chunk->next = NULL;
+        if (chunk->begin == chunk->end) {
+            netsrv__out_chunk_free(w->srv, chunk); /* the room that was lent, and not used */
+        } else if (chunk->kind == NETSRV__CHUNK_COPY && c->out.head != NULL) {
+            netsrv__out_adopt(w->srv, &c->out, chunk);
+        } else {
+            netsrv__out_link(&c->out, chunk);
+        }
+    }
+    memset(out, 0, sizeof *out);
+}
+
+static void netsrv__jobs_take_output(netsrv__worker *w, netsrv_conn *c, netsrv__out *out) {
+    if (out->bytes == 0 || c->state > NETSRV__HALF ||
+        netsrv__conn_admit_output(w, c, netsrv__out_memory(out)) != NETSRV_OK) {
+        netsrv__out_discard(w->srv, out);
+    } else if (netsrv__jobs_replies(c, out)) {
+        w->io->reply(w, c, out->head->bytes + out->head->begin, out->bytes);
+        netsrv__out_discard(w->srv, out);
+    } else {
+        netsrv__jobs_take_chunks(w, c, out);
+        netsrv__conn_mark_high(w, c, c->out.bytes);
+    }
+}
+
+/* What was not consumed comes before what came meanwhile. */
+static void netsrv__jobs_take_input(netsrv__worker *w, netsrv_conn *c, netsrv_conn *face) {
+    netsrv__input *newer = c->input;
+    if (face->input == NULL) {
+        return;
+    }
+    if (face->input->begin == face->input->end) {
+        netsrv__conn_drop_input(w, face);
+        return;
+    }
+    c->input = face->input;
+    face->input = NULL;
+    if (newer != NULL) {
+        const size_t bytes = sizeof *newer + newer->cap;
+        netsrv__conn_keep(w, c, newer->bytes + newer->begin, newer->end - newer->begin);
+        netsrv__out_unreserve(w->srv, bytes);
+        netsrv__mem_free(w->cfg, newer, bytes);
+    }
+    if (c->state > NETSRV__HALF) {
+        netsrv__conn_drop_input(w, c);
+    }
+}
+
+/* What the callback wanted, in the order in which it has effect: output, then the state. */
+static void netsrv__jobs_apply(netsrv__worker *w, netsrv_conn *c, const netsrv__job *job) {
+    const netsrv_conn *face = &job->face;
+    c->idle_ms = face->idle_ms;
+    c->active_ms = w->own.now_ms;
+    if (c->state > NETSRV__HALF && face->state < NETSRV__CLOSING) {
+        return;
+    }
+    c->flags &= ~(uint32_t)(NETSRV__PAUSED | NETSRV__CORKED);
+    c->flags |= face->flags & (NETSRV__PAUSED | NETSRV__CORKED | NETSRV__HIGH_MARK |
+                               NETSRV__FIN_WANTED | NETSRV__RESHOW);
+    if (job->call == NETSRV__CALL_EOF && !job->skipped && c->state == NETSRV__OPEN) {
+        netsrv__conn_set_state(c, NETSRV__HALF);
+    }
+    if (face->state >= NETSRV__CLOSING) {
+        netsrv__conn_reset(w, c, (netsrv_close_reason)face->reason);
+    } else if (face->state > NETSRV__HALF) {
+        netsrv__conn_close(w, c, (netsrv_close_reason)face->reason);
+    }
+}
+
+static void netsrv__jobs_count(netsrv__worker *w, const netsrv__item *item) {
+    const uint64_t run_us = item->ended_us - item->begun_us;
+    NETSRV__COUNT(w, jobs, 1);
+    NETSRV__COUNT(w, jobs_wait_us, item->begun_us - item->queued_us);
+    NETSRV__COUNT(w, jobs_run_us, run_us);
+    if (run_us > atomic_load_explicit(&w->count.longest_job_us, memory_order_relaxed)) {
+        atomic_store_explicit(&w->count.longest_job_us, run_us, memory_order_relaxed);
+    }
+}
+
+static void netsrv__jobs_finish(netsrv__worker *w, netsrv__job *job) {
+    netsrv_conn *c = job->conn;
+    job->lent = false;
+    netsrv__jobs_count(w, &job->item);
+    c->data = job->face.data;
+    c->flags |= job->face.flags & NETSRV__CORKED;
+    netsrv__jobs_take_output(w, c, &job->face.out);
+    netsrv__jobs_take_input(w, c, &job->face);
+    if (job->call == NETSRV__CALL_OPEN && job->skipped) {
+        job->owed = c->state == NETSRV__DEAD ? 0 : NETSRV__CALL_OPEN; /* nobody was told of it */
+    }
+    if (c->state != NETSRV__DEAD) {
+        netsrv__jobs_apply(w, c, job);
+    }
+    if (job->owed != 0) {
+        netsrv__conn_owe(w, c, 0);
+    } else if (c->state == NETSRV__DEAD) {
+        netsrv__conn_lay_out(w, c);
+    }
+    netsrv__conn_settle(w, c);
+}
+
+/* A job has come back, or sends ahead what its callback flushed. */
+static void netsrv__jobs_on_report(netsrv__worker *w, netsrv__item *item) {
+    netsrv__job *job = (netsrv__job *)(void *)item;
+    netsrv__out parts;
+    pthread_mutex_lock(&w->mailbox.lock);
+    parts = job->parts;
+    memset(&job->parts, 0, sizeof job->parts);
+    pthread_mutex_unlock(&w->mailbox.lock);
+    netsrv__jobs_take_output(w, job->conn, &parts);
+    if (item->taken_finished) {
+        netsrv__jobs_finish(w, job);
+    } else {
+        netsrv__conn_settle(w, job->conn);
+    }
+}
+
+/* ---- the pool's beginning and end ---- */
+
+/* Ends the threads; no job is under way, and none has an owner any more. */
+static void netsrv__jobs_close(netsrv__pool *p) {
+    pthread_mutex_lock(&p->lock);
+    netsrv__hand *hand;
+    p->closing = true;
+    while ((hand = netsrv__jobs_pop_idle(p)) != NULL) {
+        pthread_cond_signal(&hand->wake);
+    }
+    netsrv__hand *ended = p->ended;
+    p->ended = NULL;
+    pthread_mutex_unlock(&p->lock);
+    netsrv__jobs_join(ended);
+    while (p->all.next != &p->all) {
+        hand = (netsrv__hand *)(void *)((char *)p->all.next - offsetof(netsrv__hand, link));
+        netsrv__util_list_remove(&hand->link);
+        hand->idle_next = NULL;
+        netsrv__jobs_join(hand);
+    }
+    p->threads = 0;
+}
+
+/* Starts all threads, or none. Those of connections come with them. */
+static int netsrv__jobs_open(netsrv__pool *p) {
+    const unsigned threads = p->own ? 1 : p->size;
+    int error = 0;
+    p->closing = false;
+    p->waking = false;
+    p->held = false;
+    for (unsigned i = 0; i < threads && error == 0 && netsrv__jobs_claim(p, false); i++) {
+        error = netsrv__jobs_add_hand(p);
+    }
+    if (error != 0) {
+        netsrv__jobs_close(p);
+    }
+    return error;
+}
+
+static netsrv__pool *netsrv__jobs_create(netsrv_server *srv) {
+    netsrv__pool *p = netsrv__mem_zeroed(&srv->cfg, 1, sizeof *p);
+    if (p == NULL) {
+        return NULL;
+    }
+    if (pthread_mutex_init(&p->lock, NULL) != 0) {
+        netsrv__mem_free(&srv->cfg, p, sizeof *p);
+        return NULL;
+    }
+    netsrv__util_list_init(&p->all);
+    p->srv = srv;
+    p->size = srv->cfg.handler_threads;
+    p->own = srv->cfg.place == NETSRV_PLACE_OWN_THREAD;
+    return p;
+}
+
+static void netsrv__jobs_destroy(netsrv__pool *p, const netsrv_config *cfg) {
+    if (p != NULL) {
+        pthread_mutex_destroy(&p->lock);
+        netsrv__mem_free(cfg, p, sizeof *p);
+    }
+}
+
+static size_t netsrv__jobs_waiting(netsrv__pool *p) {
+    if (p == NULL) {
+        return 0;
+    }
+    pthread_mutex_lock(&p->lock);
+    const size_t n = p->count;
+    pthread_mutex_unlock(&p->lock);
+    return n;
+}
+
+/* ========================================================================== *
  *  [worker] The turn, the mail, the phases of leaving, the thread
- *  uses:   log mem util sys net slab out timer mailbox conn share accept watch dial
+ *  uses:   log mem util sys net slab out timer mailbox conn share accept watch dial jobs
  *  thread: owner
  * ========================================================================== */
 
@@ -7575,7 +8625,13 @@ static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *ms
 
 static void netsrv__worker_read_mail(netsrv__worker *w) {
     netsrv__msg *msgs;
-    const size_t count = netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs);
+    netsrv__item *item;
+    const size_t count = netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs, &item);
+    while (item != NULL) {
+        netsrv__item *next = item->taken_next; /* the report may free it */
+        netsrv__jobs_on_report(w, item);
+        item = next;
+    }
     for (size_t i = 0; i < count; i++) {
         netsrv__worker_read_message(w, &msgs[i]);
     }
@@ -7813,6 +8869,7 @@ static bool netsrv__worker_turn(netsrv__worker *w) {
     if (w->own.dials_stale) {
         netsrv__dial_sweep(w);
     }
+    netsrv__jobs_post_ready(w);
     netsrv__worker_bury_dead(w);
     netsrv__watch_bury(w);
     netsrv__worker_end_turn(w);
@@ -7946,7 +9003,7 @@ static void *netsrv__worker_main(void *arg) {
 
 /* ========================================================================== *
  *  [server] Making and undoing everything that a server is; start, stop, join
- *  uses:   log mem util sys net mailbox worker
+ *  uses:   log mem util sys net mailbox jobs worker
  *  thread: the program's; stop = any, also a signal handler
  * ========================================================================== */
 
@@ -8060,6 +9117,7 @@ static netsrv_result netsrv__server_init_worker(netsrv_server *srv, unsigned i,
     w->first_gen = 1;
     w->serves = i < srv->cfg.workers;
     w->group = &srv->groups[w->serves ? i : srv->cfg.workers];
+    w->pool = w->serves ? srv->pool : NULL;
     w->cpu = -1;
     if (w->serves && srv->cfg.pin_workers == NETSRV_ENABLE) {
         w->cpu = netsrv__sys_nth_cpu(i);
@@ -8077,9 +9135,11 @@ static netsrv_result netsrv__server_init_threads(netsrv_server *srv, netsrv_erro
     netsrv_result result = NETSRV_OK;
     srv->group_count = srv->cfg.workers + (acceptors != 0 ? 1 : 0);
     srv->thread_count = srv->cfg.workers + acceptors;
+    srv->pool = srv->cfg.handler_threads != 0 ? netsrv__jobs_create(srv) : NULL;
     srv->groups = netsrv__mem_zeroed(&srv->cfg, srv->group_count, sizeof *srv->groups);
     srv->workers = netsrv__mem_zeroed(&srv->cfg, srv->thread_count, sizeof *srv->workers);
-    if (srv->groups == NULL || srv->workers == NULL) {
+    if (srv->groups == NULL || srv->workers == NULL ||
+        (srv->cfg.handler_threads != 0 && srv->pool == NULL)) {
         return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
     }
     for (unsigned i = 0; i < srv->group_count && result == NETSRV_OK; i++) {
@@ -8119,6 +9179,7 @@ static void netsrv__server_free(netsrv_server *srv) {
         netsrv__mailbox_wake_close(&srv->groups[i].wake);
         pthread_mutex_destroy(&srv->groups[i].lock);
     }
+    netsrv__jobs_destroy(srv->pool, &cfg);
     netsrv__mem_free(&cfg, srv->workers, srv->thread_count * sizeof *srv->workers);
     netsrv__mem_free(&cfg, srv->groups, srv->group_count * sizeof *srv->groups);
     for (unsigned i = 0; i < srv->listener_count; i++) {
@@ -8201,6 +9262,9 @@ static void netsrv__server_join(netsrv_server *srv) {
         }
     }
     srv->joinable = 0;
+    if (srv->pool != NULL) {
+        netsrv__jobs_close(srv->pool);
+    }
     srv->started = false;
     for (unsigned i = 0; i < srv->group_count; i++) {
         netsrv__mailbox_wake_drain(&srv->groups[i].wake); /* later ones are for the next start */
@@ -8229,10 +9293,22 @@ static void netsrv__server_cancel(netsrv_server *srv) {
     netsrv__worker_close_listeners(srv);
 }
 
+static netsrv_result netsrv__server_create_hands(netsrv_server *srv, netsrv_error *error) {
+    const int failed = srv->pool != NULL ? netsrv__jobs_open(srv->pool) : 0;
+    if (failed == 0) {
+        return NETSRV_OK;
+    }
+    netsrv__server_cancel(srv);
+    return netsrv__log_error(error, failed == ENOMEM ? NETSRV_NO_MEMORY : NETSRV_SYSTEM, failed,
+                             "cannot create %u handler threads: %s; ask for fewer, or for a "
+                             "smaller handler_stack_bytes",
+                             srv->cfg.handler_threads, strerror(failed));
+}
+
 static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_error *error) {
     for (unsigned i = 0; i < srv->thread_count; i++) {
         netsrv__worker *w = &srv->workers[i];
-        const int failed = netsrv__sys_thread_create(&w->thread, netsrv__worker_main, w);
+        const int failed = netsrv__sys_thread_create(&w->thread, 0, netsrv__worker_main, w);
         if (failed != 0) {
             netsrv__server_cancel(srv);
             return netsrv__log_error(error, NETSRV_SYSTEM, failed,
@@ -8302,7 +9378,8 @@ static netsrv_result netsrv__server_start(netsrv_server *srv, netsrv_error *erro
     if (result == NETSRV_OK) {
         netsrv__server_reset(srv);
         srv->started = true;
-        result = netsrv__server_create_threads(srv, error);
+        result = netsrv__server_create_hands(srv, error);
+        result = result != NETSRV_OK ? result : netsrv__server_create_threads(srv, error);
     }
     return result == NETSRV_OK ? netsrv__server_launch(srv, error) : result;
 }
@@ -8406,6 +9483,13 @@ static void netsrv__defaults_fill(netsrv_config *c) {
     c->steer_by_cpu = c->steer_by_cpu != NETSRV_DEFAULT ? c->steer_by_cpu : NETSRV_DISABLE;
     c->pin_workers = c->pin_workers != NETSRV_DEFAULT ? c->pin_workers : NETSRV_DISABLE;
     c->stall_ms = netsrv__defaults_or(c->stall_ms, 250);
+    if (c->place == NETSRV_PLACE_OWN_THREAD) {
+        c->handler_threads = netsrv__defaults_or(c->handler_threads, 1000);
+        c->max_conns = netsrv__defaults_or(c->max_conns, c->handler_threads);
+    }
+    c->handler_stack_bytes = netsrv__defaults_or(c->handler_stack_bytes, 1u << 20);
+    c->handler_idle_ms = netsrv__defaults_or(c->handler_idle_ms, 10000);
+    c->jobs_max_count = netsrv__defaults_or(c->jobs_max_count, 4096);
     c->keep_line_end = c->keep_line_end != NETSRV_DEFAULT ? c->keep_line_end : NETSRV_DISABLE;
     netsrv__defaults_fill_framing(c);
     c->max_conns = netsrv__defaults_or(c->max_conns, 1000000);
@@ -8447,6 +9531,9 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
         {"workers", c->workers, NETSRV_WORKERS_MAX},
         {"acceptors", c->acceptors, NETSRV_ACCEPTORS_MAX},
         {"stall_ms", c->stall_ms, any},
+        {"handler_threads", c->handler_threads, NETSRV_HANDLERS_MAX},
+        {"handler_stack_bytes", c->handler_stack_bytes, 1u << 30},
+        {"jobs_max_count", c->jobs_max_count, 1u << 24},
         {"max_conns", c->max_conns, any},
         {"max_conns_per_address", c->max_conns_per_address, any},
         {"max_accepts_per_second", c->max_accepts_per_second, any},
@@ -8489,6 +9576,9 @@ static netsrv_result netsrv__defaults_check_sizes(const netsrv_config *c, netsrv
     }
     if (c->queue_max_bytes > c->server_queue_max_bytes) {
         return netsrv__defaults_bad(error, "queue_max_bytes", "is above server_queue_max_bytes");
+    }
+    if (c->handler_stack_bytes < 65536) {
+        return netsrv__defaults_bad(error, "handler_stack_bytes", "is below 65536");
     }
     if (c->recv_buffer_bytes < 4096) {
         return netsrv__defaults_bad(error, "recv_buffer_bytes", "is below 4096");
@@ -8780,6 +9870,13 @@ static netsrv_result netsrv__defaults_choose_accept(netsrv_server *srv, netsrv_e
     }
 }
 
+/* Where nothing else is asked for, and for the loops of place = OWN_THREAD. */
+static netsrv_place netsrv__defaults_usual_place(const netsrv_config *c) {
+    const bool one = c->workers == 1 && c->accept != NETSRV_ACCEPT_ACCEPTOR;
+    return one || c->accept == NETSRV_ACCEPT_REUSEPORT ? NETSRV_PLACE_KEEP
+                                                       : NETSRV_PLACE_TWO_CHOICES;
+}
+
 static void netsrv__defaults_auto_place(netsrv_server *srv) {
     netsrv_config *c = &srv->cfg;
     const char *why;
@@ -8801,13 +9898,17 @@ static void netsrv__defaults_auto_place(netsrv_server *srv) {
 
 static netsrv_result netsrv__defaults_choose_place(netsrv_server *srv, netsrv_error *error) {
     netsrv_config *c = &srv->cfg;
+    const netsrv_place usual = netsrv__defaults_usual_place(c);
     if (c->place == NETSRV_PLACE_AUTO) {
         netsrv__defaults_auto_place(srv);
+    } else if (c->place == NETSRV_PLACE_OWN_THREAD) {
+        netsrv__defaults_note(srv, "place", "own_thread", "own_thread", "bytes move on loops: %s",
+                              netsrv__defaults_places[usual]);
     } else {
         const char *name = netsrv__defaults_places[c->place];
         netsrv__defaults_note(srv, "place", name, name, "as asked");
     }
-    srv->place = netsrv__place_find(c->place);
+    srv->place = netsrv__place_find(c->place == NETSRV_PLACE_OWN_THREAD ? usual : c->place);
     if (c->place == NETSRV_PLACE_KEEP && c->accept == NETSRV_ACCEPT_ACCEPTOR) {
         return netsrv__log_error(error, NETSRV_BAD_CONFIG, 0,
                                  "place: keep is not possible with accept acceptor, whose threads "
@@ -8845,7 +9946,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 /* ========================================================================== *
  *  [public] The functions of the declarations: check, then hand down
- *  uses:   log mem sys net out timer mailbox conn share watch dial server defaults
+ *  uses:   log mem sys net out timer mailbox conn share watch dial jobs server defaults
  *  thread: as declared
  * ========================================================================== */
 
@@ -9007,12 +10108,14 @@ NETSRV_API netsrv_result netsrv_get_stats(const netsrv_server *s, unsigned i,
     stats->live = atomic_load_explicit(&w->open_now, memory_order_relaxed);
     stats->travelling = load > stats->live ? load - stats->live : 0;
     stats->queued_bytes = atomic_load_explicit(&s->queued, memory_order_relaxed);
+    stats->jobs_waiting = netsrv__jobs_waiting(s->pool);
     return NETSRV_OK;
 }
 
 NETSRV_API void netsrv_get_total(const netsrv_server *s, netsrv_stats *stats) {
     netsrv_stats one;
     uint64_t longest = 0;
+    uint64_t longest_job = 0;
     memset(stats, 0, sizeof *stats);
     for (unsigned i = 0; netsrv_get_stats(s, i, &one) == NETSRV_OK; i++) {
 #define NETSRV_X(name, text) stats->name += one.name;
@@ -9021,8 +10124,11 @@ NETSRV_API void netsrv_get_total(const netsrv_server *s, netsrv_stats *stats) {
         stats->live += one.live;
         stats->travelling += one.travelling;
         longest = one.longest_turn_us > longest ? one.longest_turn_us : longest;
+        longest_job = one.longest_job_us > longest_job ? one.longest_job_us : longest_job;
     }
     stats->longest_turn_us = longest;
+    stats->longest_job_us = longest_job;
+    stats->jobs_waiting = netsrv__jobs_waiting(s->pool);
     stats->queued_bytes = atomic_load_explicit(&s->queued, memory_order_relaxed);
 }
 
@@ -9115,6 +10221,11 @@ NETSRV_API void netsrv_uncork(netsrv_conn *c) {
         c->flags &= ~(uint32_t)NETSRV__CORKED;
         netsrv__conn_mark_dirty(c->worker, c);
     }
+}
+
+NETSRV_API netsrv_result netsrv_flush(netsrv_conn *c) {
+    NETSRV__ASSERT_OWNER(c->worker);
+    return netsrv__conn_flush(c->worker, c);
 }
 
 NETSRV_API void netsrv_pause(netsrv_conn *c) {
@@ -9270,9 +10381,20 @@ static netsrv_result netsrv__public_send_far(netsrv_server *s, netsrv_id id, con
     return result;
 }
 
+/* On a handler thread: the connection whose callback runs, if the id names it. */
+static netsrv_conn *netsrv__public_mine(const netsrv_server *s, netsrv_id id) {
+    const netsrv__worker *w = netsrv__self;
+    netsrv_conn *c = w != NULL && w->srv == s && !w->serves ? w->own.current : NULL;
+    return c != NULL && netsrv__conn_id(c) == id ? c : NULL;
+}
+
 NETSRV_API netsrv_result netsrv_send_to(netsrv_server *s, netsrv_id id, const void *data,
                                         size_t n) {
     netsrv__worker *w = netsrv__server_worker_of(s, id);
+    netsrv_conn *mine = netsrv__public_mine(s, id);
+    if (mine != NULL) {
+        return netsrv_send(mine, data, n);
+    }
     if (w == NULL) {
         return NETSRV_GONE;
     }
@@ -9337,10 +10459,11 @@ NETSRV_API netsrv_result netsrv_broadcast(netsrv_server *s, netsrv_buffer *b,
 
 static netsrv_result netsrv__public_end(netsrv_server *s, netsrv_id id, netsrv__msg_kind kind) {
     netsrv__worker *w = netsrv__server_worker_of(s, id);
-    if (w == NULL || netsrv__self != w) {
+    netsrv_conn *c = netsrv__public_mine(s, id);
+    if (c == NULL && (w == NULL || netsrv__self != w)) {
         return netsrv__public_post(s, id, kind, NULL);
     }
-    netsrv_conn *c = netsrv__conn_of_id(w, id);
+    c = c != NULL ? c : netsrv__conn_of_id(w, id);
     if (c == NULL || c->state >= NETSRV__CLOSING) {
         return NETSRV_GONE;
     }
@@ -9402,10 +10525,11 @@ NETSRV_API void *netsrv_get_worker_data(const netsrv_server *s, unsigned worker)
 
 NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id) {
     netsrv__worker *w = netsrv__server_worker_of(s, id);
-    if (w == NULL || netsrv__self != w) {
-        return NULL;
+    netsrv_conn *c = netsrv__public_mine(s, id);
+    if (c == NULL && w != NULL && netsrv__self == w) {
+        c = netsrv__conn_of_id(w, id);
+        c = c != NULL && c->job == NULL ? c : NULL;
     }
-    netsrv_conn *c = netsrv__conn_of_id(w, id);
     return c != NULL && c->state < NETSRV__CLOSING ? c : NULL;
 }
 

@@ -42,7 +42,7 @@ static const help_topic help_topics[] = {
      "  daytime   sends the local date and time as one line and closes (RFC 867)\n\n"},
     {"commands",
      "With --commands, mode line obeys a line that begins with a slash:\n\n"
-     "  /sleep MS  holds the worker up for MS milliseconds, then answers \"ok\"\n"
+     "  /sleep MS  holds the handler up for MS milliseconds, then answers \"ok\"\n"
      "  /worker    answers the number of the worker that serves this client\n"
      "  /id        answers the number of the connection\n"
      "  /peer      answers the client's address\n"
@@ -59,6 +59,7 @@ static const help_topic help_topics[] = {
      "  fd:3  systemd:NAME           a listening socket inherited from the parent\n\n"},
     {"threads",
      "Each worker runs one event loop; a connection stays with its worker.\n"
+     "Handlers run there, or with -t on threads beside them.\n"
      "Backends: auto takes the best of io_uring epoll kqueue poll that is here.\n\n"},
     {"accept",
      "  auto       the best of these for this system and number of workers\n"
@@ -74,7 +75,8 @@ static const help_topic help_topics[] = {
      "  round_robin  one after the other\n"
      "  least        the worker with the fewest connections\n"
      "  two_choices  the lighter one of two\n"
-     "  peer_hash    the same client address goes to the same worker\n\n"},
+     "  peer_hash    the same client address goes to the same worker\n"
+     "  own_thread   a thread for each client, see --help threads\n\n"},
     {"limits", "BYTES may end in k, m or g (powers of 1024). \"off\" takes a limit away.\n\n"},
     {"timeouts", "All in milliseconds; \"off\" takes a timeout away.\n\n"},
     {"output",

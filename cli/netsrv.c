@@ -111,10 +111,11 @@ static const struct {
 #undef NETSRV_X
     {"travelling", offsetof(netsrv_stats, travelling)},
     {"queued_bytes", offsetof(netsrv_stats, queued_bytes)},
+    {"jobs_waiting", offsetof(netsrv_stats, jobs_waiting)},
 };
 
 /* Bytes that hold every counter with its name and 20 digits, and the summary of a server. */
-enum { COUNTERS_MAX = 1280, SUMMARY_MAX = COUNTERS_MAX + 100 };
+enum { COUNTERS_MAX = 1600, SUMMARY_MAX = COUNTERS_MAX + 100 };
 
 /* JSON has all counters; for people those that are zero are left out, except the first. */
 static void counters_format(const netsrv_stats *stats, bool json, char text[COUNTERS_MAX]) {

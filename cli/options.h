@@ -72,6 +72,14 @@ static const option_row option_rows[] = {
      "each worker on a CPU of its own (Linux)"},
     {"stall", 0, "MS", NUMBER | OFF, ATC(stall_ms), 1, ANY, "threads",
      "a worker held up longer gets no clients; 250"},
+    {"handler-threads", 't', "N", NUMBER, ATC(handler_threads), 1, NETSRV_HANDLERS_MAX, NULL,
+     "threads", "handlers run on N threads beside the workers"},
+    {"handler-stack", 0, "BYTES", BYTES, ATC(handler_stack_bytes), 65536, 1 << 30, NULL, "threads",
+     "of each of them; default 1m"},
+    {"handler-idle", 0, "MS", NUMBER | OFF, ATC(handler_idle_ms), 1, ANY, "threads",
+     "own_thread: an idle one ends after; 10000"},
+    {"jobs-max", 0, "N", NUMBER, ATC(jobs_max_count), 1, 1 << 24, NULL, "threads",
+     "handlers waiting for one; default 4096"},
     {"events-per-wait", 0, "N", NUMBER, ATC(events_per_wait), 1, 4096, NULL, "threads",
      "events taken at once; default 256"},
     {"recv-buffer", 0, "BYTES", BYTES, ATC(recv_buffer_bytes), 4096, 16 << 20, NULL, "threads",
@@ -384,9 +392,10 @@ static void help_all_options(void) {
         printf("%s  --%s", wrap && i > 0 ? "\n" : "", option_rows[i].name);
         column = wrap ? width : column + width;
     }
-    printf("\n\nLetters: -l --listen, -w --workers, -b --backend, -a --accept, -p --place,\n"
-           "-q --quiet, -v --verbose, -h --help. The last one counts when one is repeated,\n"
-           "except --listen. \"netsrv --help TOPIC\" and netsrv(1) explain them.\n");
+    printf("\n\nLetters: -l --listen, -w --workers, -t --handler-threads, -b --backend,\n"
+           "-a --accept, -p --place, -q --quiet, -v --verbose, -h --help. The last one\n"
+           "counts when one is repeated, except --listen. \"netsrv --help TOPIC\" and\n"
+           "netsrv(1) explain them.\n");
 }
 
 static void help_topic_print(const char *name) {

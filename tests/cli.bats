@@ -27,10 +27,9 @@ wrong() {
     wrong nosuch echo --nosuch
     wrong max-conns echo --max-con 5
     wrong '-Z' echo -Z
-    wrong handler-threads echo --handler-threads 4
+    wrong handler-thread echo --handler-thread 4
     wrong control echo --control /tmp/x
-    wrong '-t' echo -t 4
-    wrong own_thread echo -p own_thread
+    wrong '-y' echo -y 4
     wrong custom echo -p custom
 }
 

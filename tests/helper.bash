@@ -314,6 +314,8 @@ arrangements() {
     local b a p t
     for b in "$@"; do
         echo "-b $b -a single -p keep -w 1"
+        echo "-b $b -a single -p keep -w 1 -t 3"
+        echo "-b $b -a shared -p own_thread -w 2"
         for a in "${ACCEPTS[@]}"; do
             for p in "${PLACES[@]}"; do
                 possible $b $a $p || continue
@@ -345,6 +347,6 @@ quick_arrangements() {
 # few_arrangements: enough to pass through every part of the code.
 few_arrangements() {
     arrangements "$@" | grep -E -e '-a single -p keep|-a single -p least.*direct|exclusive -p (keep|round)' \
-        -e 'oneshot --acceptors 4|-p peer_hash .*edge --acceptors 4|reuseport -p (keep|two)|poll -a shared -p least' |
+        -e 'own_thread|oneshot --acceptors 4|-p peer_hash .*edge --acceptors 4|reuseport -p (keep|two)|poll -a shared -p least' |
         grep -E -v -e 'acceptor -p (least|two).*mailbox|acceptor -p (round|peer).*direct'
 }

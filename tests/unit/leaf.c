@@ -275,7 +275,9 @@ static void mailbox_order(void) {
             CHECK_EQ(netsrv__mailbox_post(w, &msg, false), NETSRV_OK);
         }
         netsrv__msg *msgs = NULL;
-        const size_t count = netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs);
+        netsrv__item *reports = NULL;
+        const size_t count = netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs, &reports);
+        CHECK(reports == NULL);
         for (size_t i = 0; i < count; i++) {
             CHECK((uintptr_t)msgs[i].as.call.arg == ++taken);
         }
@@ -292,6 +294,7 @@ static void mailbox_limits(void) {
     netsrv_server *s = made(1);
     netsrv__worker *w = &s->workers[0];
     netsrv__msg *msgs = NULL;
+    netsrv__item *reports;
     netsrv__msg msg;
     memset(&msg, 0, sizeof msg);
     netsrv__mailbox_reopen(&w->mailbox);
@@ -303,8 +306,8 @@ static void mailbox_limits(void) {
     CHECK_EQ(netsrv__mailbox_post(w, &msg, true), NETSRV_NO_MEMORY);
     seam_fail_stop();
     CHECK(!netsrv__mailbox_shut(&w->mailbox));
-    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs), s->cfg.mailbox_max_count);
-    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs), 0);
+    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs, &reports), s->cfg.mailbox_max_count);
+    CHECK_EQ(netsrv__mailbox_take(&w->mailbox, w->cfg, &msgs, &reports), 0);
     CHECK(netsrv__mailbox_shut(&w->mailbox));
     netsrv_destroy(s);
     seam_reset(0);

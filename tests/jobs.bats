@@ -1,0 +1,65 @@
+# Handlers beside the workers: whoever is slow delays only itself.
+
+source "${BATS_TEST_FILENAME%/*}/helper.bash"
+
+# A client in whose handler the server sleeps, and others that must not notice.
+one_sleeps() {
+    server line --commands -w 1 "$@"
+    hold 1 -- C 'S/sleep 3000\n' U 'Rok\n' F E
+    until_true stats_are bytes_in 12
+    local began=$SECONDS
+    client -q -n 20 -d 2000 "$ADDR" C 'Shello\n' 'Rhello\n' F E
+    ((SECONDS - began < 3))
+    let_go
+    stop
+}
+
+@test "a handler that sleeps delays nobody else: on a pool" { one_sleeps -t 2; }
+@test "a handler that sleeps delays nobody else: own threads" { one_sleeps -p own_thread; }
+
+@test "slow handlers run side by side" {
+    server echo -w 1 -t 10 --delay 300
+    local began=$SECONDS
+    client -q -n 10 "$ADDR" C Shello Rhello F E
+    ((SECONDS - began < 3))
+    [ "$(stats jobs)" -ge 10 ]
+    [ "$(stats longest_job_us)" -ge 290000 ]
+    stop
+}
+
+@test "the bound on own threads is a bound on clients" {
+    server echo -w 1 -p own_thread -t 3
+    hold 3 -- C Shello Rhello U F E
+    client -q -d 300 "$ADDR" C Shello N:250 K
+    let_go
+    client -q "$ADDR" C Shello Rhello F E
+    stop
+}
+
+@test "every mode serves from a pool and from own threads" {
+    local options
+    for options in '-t 2' '-p own_thread'; do
+        server line --commands -w 1 $options
+        client -q "$ADDR" C 'S/worker\n/send 300000\nbye\n' 'R0\n' M:300001 'Rbye\n' F E
+        client -q "$ADDR" C 'S/peer\n/id\n/close\n' M
+        stop
+        server daytime $options
+        [ -n "$(timeout 10 bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; cat <&5")" ]
+        stop
+        server chargen $options
+        timeout 10 bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; head -c 3000000 <&5" | wc -c | grep -qx 3000000
+        stop
+        server discard $options
+        client -q "$ADDR" C s:100000 F E
+        stop
+    done
+}
+
+@test "what does not fit is refused by name" {
+    run "$NETSRV_BIN" echo -t 0
+    [ "$status" = 2 ]
+    [[ $output == *--handler-threads* ]]
+    run "$NETSRV_BIN" echo -t 2 --handler-stack 1k
+    [ "$status" = 2 ]
+    [[ $output == *--handler-stack* ]]
+}

@@ -1,0 +1,684 @@
+/* jobs.c: callbacks on handler threads, from a pool and one for each connection. */
+#include "../seam.h"
+
+#include "rig.h"
+
+typedef enum where { POOL, OWN } where;
+
+static const char *const where_names[] = { "pool", "own thread" };
+
+static netsrv_config job_config(netsrv_backend b, where at, unsigned threads) {
+    netsrv_config cfg = rig_config(b, 2);
+    cfg.handler_threads = threads;
+    cfg.handler_stack_bytes = 256 << 10;
+    cfg.linger_timeout_ms = 50;
+    if (at == OWN) {
+        cfg.place = NETSRV_PLACE_OWN_THREAD;
+    }
+    return cfg;
+}
+
+/* ---- a gate in front of a handler ------------------------------------------------------------ */
+
+static atomic_int gate_open;
+static atomic_int gate_waiting;
+
+static void gate_close(void) {
+    atomic_store(&gate_open, 0);
+    atomic_store(&gate_waiting, 0);
+}
+
+static void gate_pass(void) {
+    atomic_fetch_add(&gate_waiting, 1);
+    WAIT_FOR(20000, atomic_load(&gate_open) != 0);
+    atomic_fetch_sub(&gate_waiting, 1);
+}
+
+/* "w" waits at the gate; every byte is answered. */
+static size_t gated_data(netsrv_conn *c, const void *data, size_t n) {
+    if (memchr(data, 'w', n) != NULL) {
+        gate_pass();
+    }
+    return rig_on_data(c, data, n);
+}
+
+/* ---- which thread, how many at once, in which order ------------------------------------------ */
+
+typedef struct visit {
+    atomic_bool inside;
+    netsrv_conn *c;
+    netsrv_id id;
+    pthread_t thread;
+    int opened;
+    int ended;
+    unsigned char next;
+} visit;
+
+static pthread_t loops[2];
+static atomic_bool stay_on_one_thread;
+
+static void note_loop(netsrv_server *s, unsigned worker) {
+    (void)s;
+    loops[worker] = pthread_self();
+}
+
+static visit *enter_visit(netsrv_conn *c) {
+    visit *v = netsrv_get_data(c);
+    REQUIRE(v != NULL);
+    CHECK(!atomic_exchange(&v->inside, true));
+    CHECK(v->c == c && v->id == netsrv_get_id(c));
+    CHECK(!pthread_equal(pthread_self(), loops[0]) && !pthread_equal(pthread_self(), loops[1]));
+    CHECK(!atomic_load(&stay_on_one_thread) || pthread_equal(pthread_self(), v->thread));
+    CHECK_LE(netsrv_get_worker(c), 1);
+    return v;
+}
+
+static void leave_visit(visit *v) {
+    atomic_store(&v->inside, false);
+}
+
+static void visit_open(netsrv_conn *c) {
+    visit *v = calloc(1, sizeof *v);
+    REQUIRE(v != NULL);
+    v->c = c;
+    v->id = netsrv_get_id(c);
+    v->thread = pthread_self();
+    v->opened = 1;
+    netsrv_set_data(c, v);
+    CHECK(netsrv_find(netsrv_get_server(c), v->id) == c);
+    rig_on_open(c);
+}
+
+static size_t visit_data(netsrv_conn *c, const void *data, size_t n) {
+    visit *v = enter_visit(c);
+    const unsigned char *at = data;
+    const size_t used = n - n % 3;
+    CHECK(v->opened == 1 && v->ended == 0);
+    for (size_t i = 0; i < used; i++) {
+        if (at[i] != v->next++) {
+            CHECK_FAIL("input out of order");
+            break;
+        }
+    }
+    rig_on_data(c, data, used);
+    leave_visit(v);
+    return used;
+}
+
+static void visit_eof(netsrv_conn *c) {
+    visit *v = enter_visit(c);
+    CHECK_EQ(v->ended++, 0);
+    rig_on_eof(c);
+    leave_visit(v);
+}
+
+static void visit_close(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
+    visit *v = enter_visit(c);
+    rig_on_close(c, reason, sys_errno);
+    CHECK(netsrv_find(netsrv_get_server(c), v->id) == NULL);
+    free(v);
+}
+
+static netsrv_config visit_config(netsrv_backend b, where at, unsigned threads) {
+    netsrv_config cfg = job_config(b, at, threads);
+    cfg.on_worker_start = note_loop;
+    cfg.on_open = visit_open;
+    cfg.on_data = visit_data;
+    cfg.on_eof = visit_eof;
+    cfg.on_close = visit_close;
+    atomic_store(&stay_on_one_thread, at == OWN);
+    return cfg;
+}
+
+#define TALKERS 6
+#define ROUNDS  120
+#define PIECE   600 /* a multiple of 3: all of it is consumed in the end */
+
+static void *talk(void *port) {
+    unsigned char out[PIECE];
+    unsigned char in[PIECE];
+    const int fd = peer_connect(*(const uint16_t *)port);
+    for (unsigned round = 0; round < ROUNDS; round++) {
+        for (unsigned i = 0; i < PIECE; i++) {
+            out[i] = (unsigned char)(round * PIECE + i);
+        }
+        if (!CHECK(peer_send(fd, out, 100) && peer_send(fd, out + 100, PIECE - 100)) ||
+            !CHECK(peer_recv(fd, in, PIECE) == PIECE) || !CHECK(memcmp(in, out, PIECE) == 0)) {
+            break;
+        }
+    }
+    shutdown(fd, SHUT_WR);
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    return NULL;
+}
+
+static void in_order_one_at_a_time(netsrv_backend b, where at) {
+    const netsrv_config cfg = visit_config(b, at, at == POOL ? 4 : TALKERS);
+    pthread_t t[TALKERS];
+    seam_reset(11);
+    SEAM_SET(disturb, true);
+    SEAM_SET(recv_clip, 400);
+    netsrv_server *s = rig_start(&cfg);
+    uint16_t port = netsrv_get_port(s, 0);
+    for (int i = 0; i < TALKERS; i++) {
+        REQUIRE(pthread_create(&t[i], NULL, talk, &port) == 0);
+    }
+    for (int i = 0; i < TALKERS; i++) {
+        pthread_join(t[i], NULL);
+    }
+    CHECK_WITHIN(5000, rig_closes() == TALKERS);
+    CHECK_EQ(atomic_load(&rig_seen.eofs), TALKERS);
+    const netsrv_stats total = rig_total(s);
+    CHECK_GE(total.jobs, TALKERS * (ROUNDS + 3));
+    CHECK_EQ(total.jobs_waiting, 0);
+    CHECK_GE(total.jobs_run_us, total.longest_job_us);
+    rig_stop(s, 1000);
+    seam_reset(0);
+}
+
+/* ---- a handler that takes long --------------------------------------------------------------- */
+
+static void delays_nobody_else(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 4);
+    cfg.on_data = gated_data;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    const uint16_t port = netsrv_get_port(s, 0);
+    const int slow[2] = { peer_connect(port), peer_connect(port) };
+    CHECK(peer_say(slow[0], "w") && peer_say(slow[1], "w"));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 2);
+    for (int i = 0; i < 30; i++) {
+        CHECK(peer_served(port));
+    }
+    CHECK(peer_say(slow[0], "more"));
+    CHECK(peer_silent(slow[0], 20));
+    atomic_store(&gate_open, 1);
+    CHECK(peer_gets(slow[0], "wmore") && peer_gets(slow[1], "w"));
+    close(slow[0]);
+    close(slow[1]);
+    CHECK_GE(rig_total(s).longest_job_us, 20000);
+    rig_stop(s, 1000);
+}
+
+/* What the client sends meanwhile stays in the kernel, but for one buffer. */
+static void reads_no_more_meanwhile(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 2);
+    static char flood[400000];
+    cfg.on_data = gated_data;
+    cfg.recv_buffer_bytes = 4096;
+    cfg.idle_timeout_ms = 100;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "w"));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+    CHECK(peer_send(fd, flood, sizeof flood));
+    CHECK_WITHIN(5000, rig_total(s).bytes_in > 1);
+    CHECK_LE(check_cpu_at_rest(250), 10);
+    CHECK_LE(rig_total(s).bytes_in, 1 + 4 * 4096);
+    CHECK_EQ(rig_closes(), 0);
+    atomic_store(&gate_open, 1);
+    CHECK_EQ(peer_skip(fd, sizeof flood + 1), sizeof flood + 1);
+    CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_IDLE) == 1);
+    close(fd);
+    rig_stop(s, 1000);
+}
+
+/* on_close comes after the callback that runs, once, and the descriptor keeps its number. */
+static void ends_meanwhile(netsrv_backend b, where at, int how) {
+    netsrv_config cfg = job_config(b, at, 2);
+    netsrv_id id = 0;
+    cfg.on_data = gated_data;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "w"));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+    for (unsigned w = 0; w < 2; w++) {
+        id = rig_total(s).live == 1 ? (netsrv_id)1 << 32 | (netsrv_id)w << 22 : 0;
+        if (how == 1) {
+            CHECK_EQ(netsrv_abort_id(s, id), NETSRV_OK);
+        } else if (how == 2) {
+            CHECK_EQ(netsrv_close_id(s, id), NETSRV_OK);
+        }
+    }
+    if (how == 0) {
+        peer_reset(fd);
+    } else {
+        CHECK(peer_end(fd) != PEER_STUCK);
+    }
+    rig_poke(s);
+    CHECK(peer_served(netsrv_get_port(s, 0)));
+    CHECK_WITHIN(5000, rig_closes() == 1);
+    CHECK_EQ(atomic_load(&gate_waiting), 1);
+    atomic_store(&gate_open, 1);
+    CHECK_WITHIN(5000, rig_closes() == 2);
+    if (how != 0) {
+        close(fd);
+    }
+    rig_stop(s, 1000);
+}
+
+static void ends_each_way(netsrv_backend b, where at) {
+    for (int how = 0; how < 3; how++) {
+        ends_meanwhile(b, at, how);
+    }
+}
+
+/* ---- stop ------------------------------------------------------------------------------------ */
+
+static void stop_waits_for_it(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 2);
+    cfg.on_data = gated_data;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "w"));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+    netsrv_stop(s, 20000);
+    CHECK_EQ(netsrv_wait_for(s, 50), NETSRV_TIMED_OUT);
+    atomic_store(&gate_open, 1);
+    CHECK(peer_gets(fd, "w"));
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    rig_end(s);
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_STOP), 1);
+}
+
+/* The time is over: every connection is cut, jobs that wait are not begun, and the one that runs is
+ * waited for. A program that will not wait knows that it may not free anything. */
+static void stop_cannot_end_it(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, at == POOL ? 1 : 8);
+    int fd[6];
+    cfg.on_open = NULL;
+    cfg.on_close = NULL;
+    cfg.on_data = gated_data;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < 6; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], at == POOL || i == 0 ? "w" : "x"));
+    }
+    CHECK_WITHIN(5000, rig_total(s).live == 6 && atomic_load(&gate_waiting) == 1);
+    netsrv_stop(s, 0);
+    for (int i = 0; i < 6; i++) {
+        CHECK(peer_end(fd[i]) != PEER_STUCK);
+        close(fd[i]);
+    }
+    CHECK_EQ(netsrv_wait_for(s, 100), NETSRV_TIMED_OUT);
+    CHECK_LE(check_cpu_at_rest(200), 10);
+    CHECK_EQ(atomic_load(&gate_waiting), 1);
+    atomic_store(&gate_open, 1);
+    rig_end(s);
+    CHECK_LE(atomic_load(&rig_seen.bytes), at == POOL ? 1 : 6);
+}
+
+static void starts_again(netsrv_backend b, where at) {
+    const netsrv_config cfg = job_config(b, at, 3);
+    netsrv_server *s = rig_start(&cfg);
+    for (int life = 0; life < 3; life++) {
+        CHECK(peer_served(netsrv_get_port(s, 0)));
+        netsrv_stop(s, 1000);
+        CHECK_EQ(netsrv_wait(s), NETSRV_OK);
+        rig_check_ended(s);
+        CHECK_EQ(netsrv_start(s, NULL), NETSRV_OK);
+    }
+    rig_stop(s, 0);
+}
+
+/* ---- the queue ------------------------------------------------------------------------------- */
+
+#define CROWD 12
+
+/* Beyond jobs_max_count, connections wait, and all are served in the end. */
+static void full_queue(netsrv_backend b) {
+    netsrv_config cfg = job_config(b, POOL, 1);
+    int fd[CROWD];
+    cfg.on_data = gated_data;
+    cfg.jobs_max_count = 2;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < CROWD; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+    }
+    CHECK_WITHIN(5000, rig_opens() == CROWD);
+    for (int i = 0; i < CROWD; i++) {
+        CHECK(peer_say(fd[i], "w"));
+    }
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1 && rig_total(s).bytes_in == CROWD);
+    CHECK_WITHIN(5000, rig_total(s).jobs_waiting == 2);
+    CHECK_LE(check_cpu_at_rest(200), 10);
+    CHECK_EQ(rig_total(s).jobs_waiting, 2);
+    atomic_store(&gate_open, 1);
+    for (int i = 0; i < CROWD; i++) {
+        CHECK(peer_gets(fd[i], "w"));
+        close(fd[i]);
+    }
+    CHECK_WITHIN(5000, rig_closes() == CROWD);
+    rig_stop(s, 1000);
+}
+
+static atomic_ulong chatter;
+
+static void slow_line(netsrv_conn *c, const void *line, size_t n) {
+    const struct timespec t = { 0, 2000000 };
+    if (n == 1) {
+        atomic_fetch_add(&chatter, 1);
+        nanosleep(&t, NULL);
+    }
+    netsrv_send(c, line, n);
+}
+
+/* A client with a thousand slow requests in one packet has its turn, and then the others theirs. */
+static void chatty_one_shares(netsrv_backend b) {
+    netsrv_config cfg = job_config(b, POOL, 1);
+    char lines[600];
+    cfg.framing = NETSRV_FRAMING_LINE;
+    cfg.on_frame = slow_line;
+    atomic_store(&chatter, 0);
+    memset(lines, '\n', sizeof lines);
+    for (size_t i = 0; i < sizeof lines; i += 2) {
+        lines[i] = 'x';
+    }
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    const int quick = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_send(fd, lines, sizeof lines));
+    CHECK_WITHIN(5000, atomic_load(&chatter) > 0);
+    for (int i = 0; i < 5; i++) {
+        CHECK(peer_say(quick, "hello\n") && peer_gets(quick, "hello"));
+    }
+    CHECK_LE(atomic_load(&chatter), 200);
+    CHECK_EQ(peer_skip(fd, sizeof lines / 2), sizeof lines / 2);
+    close(fd);
+    close(quick);
+    rig_stop(s, 1000);
+}
+
+/* ---- calls inside ---------------------------------------------------------------------------- */
+
+static atomic_int flushed;
+
+static size_t reply_in_parts(netsrv_conn *c, const void *data, size_t n) {
+    (void)data;
+    netsrv_send(c, "one", 3);
+    CHECK_EQ(netsrv_flush(c), NETSRV_OK);
+    gate_pass();
+    netsrv_send(c, "two", 3);
+    atomic_store(&flushed, (int)netsrv_flush(c) + 1);
+    netsrv_send_to(netsrv_get_server(c), netsrv_get_id(c), "three", 5);
+    netsrv_close(c);
+    CHECK_EQ(netsrv_send(c, "four", 4), NETSRV_GONE);
+    return n;
+}
+
+static void flush_sends_ahead(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 1);
+    cfg.on_data = reply_in_parts;
+    for (int leaves = 0; leaves < 2; leaves++) {
+        gate_close();
+        atomic_store(&flushed, 0);
+        netsrv_server *s = rig_start(&cfg);
+        const int fd = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd, "go"));
+        CHECK(peer_gets(fd, "one"));
+        CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+        if (leaves == 1) {
+            peer_reset(fd);
+            CHECK_WITHIN(5000, rig_total(s).live == 1);
+            for (int i = 0; i < 5; i++) {
+                rig_poke(s);
+            }
+        }
+        atomic_store(&gate_open, 1);
+        if (leaves == 0) {
+            CHECK(peer_gets(fd, "twothree"));
+            CHECK_EQ(peer_end(fd), PEER_FIN);
+            close(fd);
+        }
+        CHECK_WITHIN(5000, rig_closes() == 1);
+        CHECK_EQ(atomic_load(&flushed) - 1, leaves == 0 ? NETSRV_OK : NETSRV_GONE);
+        rig_stop(s, 1000);
+    }
+}
+
+#define FLOOD 3000000
+
+/* Until HIGH, then again from on_drain; the place is the user pointer. */
+static void flood(netsrv_conn *c) {
+    uintptr_t at = (uintptr_t)netsrv_get_data(c);
+    netsrv_result result = NETSRV_OK;
+    static const char bytes[10000];
+    while (at < FLOOD && result == NETSRV_OK) {
+        result = netsrv_send(c, bytes, sizeof bytes);
+        CHECK(result == NETSRV_OK || result == NETSRV_HIGH);
+        at += sizeof bytes;
+        result = result == NETSRV_OK ? netsrv_flush(c) : result;
+    }
+    netsrv_set_data(c, (void *)at);
+    if (at >= FLOOD) {
+        netsrv_close(c);
+    }
+}
+
+static void flood_drain(netsrv_conn *c) {
+    rig_on_drain(c);
+    flood(c);
+}
+
+static void back_pressure(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 1);
+    cfg.on_open = flood;
+    cfg.on_drain = flood_drain;
+    cfg.high_mark_bytes = 100000;
+    netsrv_server *s = rig_start(&cfg);
+    atomic_store(&rig_seen.opens, 1);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
+    CHECK_WITHIN(5000, rig_total(s).queued_bytes > 90000);
+    CHECK(!peer_silent(fd, 1000));
+    CHECK_LE(rig_total(s).queued_bytes, 400000);
+    CHECK_EQ(peer_skip(fd, FLOOD), FLOOD);
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    CHECK_GE(atomic_load(&rig_seen.drains), 1);
+    close(fd);
+    rig_stop(s, 1000);
+}
+
+static size_t pause_first(netsrv_conn *c, const void *data, size_t n) {
+    const char *at = data;
+    if (netsrv_get_data(c) == NULL) {
+        netsrv_set_data(c, c);
+        netsrv_pause(c);
+        netsrv_send(c, "paused", 6);
+        return 1;
+    }
+    return rig_on_data(c, at, n);
+}
+
+static void wake_up(netsrv_server *s, unsigned worker, void *arg) {
+    (void)worker;
+    const netsrv_id *id = arg;
+    CHECK(netsrv_find(s, *id) == NULL);
+}
+
+/* A pause holds from within, input that came meanwhile is kept, and the end of the peer as well. */
+static void pause_and_the_end(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 1);
+    netsrv_id id = (netsrv_id)1 << 32;
+    cfg.on_data = pause_first;
+    cfg.workers = 1;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "abc"));
+    CHECK(peer_gets(fd, "paused"));
+    CHECK(peer_say(fd, "def"));
+    shutdown(fd, SHUT_WR);
+    CHECK(peer_silent(fd, 30));
+    CHECK_EQ(netsrv_post(s, 0, wake_up, &id), NETSRV_OK);
+    rig_poke(s);
+    CHECK_EQ(rig_closes(), 0);
+    CHECK_EQ(atomic_load(&rig_seen.eofs), 0);
+    close(fd);
+    rig_stop(s, 0);
+}
+
+static void last_line(netsrv_conn *c, const void *line, size_t n) {
+    netsrv_send(c, line, n);
+    netsrv_send(c, ";", 1);
+}
+
+static void lines_and_the_end(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 2);
+    cfg.framing = NETSRV_FRAMING_LINE;
+    cfg.on_frame = last_line;
+    cfg.input_max_bytes = 100;
+    netsrv_server *s = rig_start(&cfg);
+    const uint16_t port = netsrv_get_port(s, 0);
+    int fd = peer_connect(port);
+    CHECK(peer_say(fd, "one\r\ntwo\nthr"));
+    CHECK(peer_gets(fd, "one;two;"));
+    CHECK(peer_say(fd, "ee"));
+    shutdown(fd, SHUT_WR);
+    CHECK(peer_gets(fd, "three;"));
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_PEER) == 1);
+    CHECK_EQ(atomic_load(&rig_seen.eofs), 1);
+    char longer[200];
+    memset(longer, 'x', sizeof longer);
+    fd = peer_connect(port);
+    CHECK(peer_send(fd, longer, sizeof longer));
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_LINE_TOO_LONG) == 1);
+    rig_stop(s, 1000);
+}
+
+/* ---- threads --------------------------------------------------------------------------------- */
+
+/* One for each connection up to the bound, used again, and ended when there is nothing to do. */
+static void own_threads(netsrv_backend b) {
+    netsrv_config cfg = job_config(b, OWN, 3);
+    int fd[4];
+    cfg.handler_idle_ms = 60;
+    netsrv_server *s = rig_start(&cfg);
+    const uint16_t port = netsrv_get_port(s, 0);
+    const int before = check_count_threads();
+    CHECK_EQ(netsrv_get_config(s)->max_conns, 3);
+    for (int i = 0; i < 4; i++) {
+        fd[i] = peer_connect(port);
+        CHECK(peer_say(fd[i], "x"));
+    }
+    for (int i = 0; i < 3; i++) {
+        CHECK(peer_gets(fd[i], "x"));
+    }
+    CHECK(peer_silent(fd[3], 50));
+    CHECK_EQ(check_count_threads(), before + 2);
+    close(fd[0]);
+    CHECK(peer_gets(fd[3], "x"));
+    for (int i = 1; i < 4; i++) {
+        close(fd[i]);
+    }
+    CHECK_WITHIN(5000, check_count_threads() == before);
+    for (int i = 0; i < 3; i++) {
+        CHECK(peer_served(port));
+    }
+    rig_stop(s, 1000);
+}
+
+static int first_answered(const int *fd, int n) {
+    struct pollfd p[8];
+    for (int i = 0; i < n; i++) {
+        p[i] = (struct pollfd){ fd[i], POLLIN, 0 };
+    }
+    if (poll(p, (nfds_t)n, (int)check_scaled(5000)) <= 0) {
+        return -1;
+    }
+    for (int i = 0; i < n; i++) {
+        if (p[i].revents != 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* More connections than threads are allowed: they wait for one that ends. */
+static void more_than_threads(netsrv_backend b, bool fails) {
+    netsrv_config cfg = job_config(b, OWN, fails ? 100 : 2);
+    int fd[6];
+    cfg.max_conns = 100;
+    netsrv_server *s = rig_start(&cfg);
+    seam_reset(0);
+    if (fails) {
+        seam_fail_next("pthread_create", EAGAIN, SEAM_FOREVER);
+    }
+    for (int i = 0; i < 6; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], "x"));
+    }
+    for (int served = 0; served < 6; served++) {
+        const int k = first_answered(fd, 6);
+        if (!CHECK(k >= 0)) {
+            break;
+        }
+        CHECK(peer_gets(fd[k], "x"));
+        close(fd[k]);
+        fd[k] = -1;
+    }
+    CHECK_WITHIN(5000, rig_closes() == 6);
+    seam_fail_stop();
+    CHECK(!fails || rig_log_has("cannot create a handler thread"));
+    rig_stop(s, 1000);
+}
+
+static void no_threads(netsrv_backend b, where at) {
+    const netsrv_config cfg = job_config(b, at, 3);
+    for (unsigned long nth = 1; nth <= 3; nth++) {
+        netsrv_server *s = NULL;
+        netsrv_error error;
+        seam_reset(0);
+        REQUIRE(netsrv_create(&s, &cfg, &error) == NETSRV_OK);
+        seam_fail((seam_plan){ "pthread_create", nth, EAGAIN, 1 });
+        CHECK_EQ(netsrv_start(s, &error), NETSRV_SYSTEM);
+        CHECK_HAS(error.text, "cannot create");
+        seam_fail_stop();
+        CHECK_EQ(netsrv_start(s, &error), NETSRV_OK);
+        CHECK_EQ(netsrv_destroy(s), NETSRV_OK);
+    }
+    seam_reset(0);
+}
+
+static const char *label(const char *name, where at) {
+    static char text[100];
+    snprintf(text, sizeof text, "%s, %s", name, where_names[at]);
+    return text;
+}
+
+static void cases(netsrv_backend b) {
+    for (where at = POOL; at <= OWN; at++) {
+        CASE(label("one at a time, in order", at), in_order_one_at_a_time(b, at));
+        CASE(label("a slow one delays nobody else", at), delays_nobody_else(b, at));
+        CASE(label("reading stops meanwhile", at), reads_no_more_meanwhile(b, at));
+        CASE(label("the connection ends meanwhile", at), ends_each_way(b, at));
+        CASE(label("a stop waits for it", at), stop_waits_for_it(b, at));
+        CASE(label("a stop cannot end it", at), stop_cannot_end_it(b, at));
+        CASE(label("stopped and started", at), starts_again(b, at));
+        CASE(label("flush sends ahead", at), flush_sends_ahead(b, at));
+        CASE(label("back-pressure", at), back_pressure(b, at));
+        CASE(label("paused from within", at), pause_and_the_end(b, at));
+        CASE(label("lines and the end", at), lines_and_the_end(b, at));
+        CASE(label("threads that cannot be created", at), no_threads(b, at));
+    }
+    CASE("a full queue", full_queue(b));
+    CASE("a chatty client shares", chatty_one_shares(b));
+    CASE("threads of connections", own_threads(b));
+    CASE("more connections than threads", more_than_threads(b, false));
+    CASE("no more threads", more_than_threads(b, true));
+}
+
+int main(int argc, char **argv) {
+    check_begin(argc, argv);
+    rig_each_backend(cases);
+    return check_end();
+}
