@@ -245,6 +245,22 @@
        stops, and on_drain follows when the queue has fallen to low_mark_bytes. A peer that never
        reads can thus hold the high mark and little more, and write_timeout_ms ends it.
 
+   MOVING A CONNECTION
+
+       netsrv_move sends an open connection to another worker, with all it has: input that was kept,
+       output that is not sent yet, marks and timeouts, callbacks and user pointer. Nothing is lost,
+       nothing changes its order, and the peer notices nothing. Where it has arrived, on_move is
+       called before anything else is; `c` is another pointer then and its id another id. The old id
+       is gone, like that of a closed connection: what others send to it meanwhile is lost, so tell
+       them the new one in on_move.
+
+       The move begins when the callback has returned or at the end of the turn; no input is shown
+       from the call on, and `c` may be used until the callback returns. If it cannot be done after
+       all (no memory, or the other worker is leaving), on_move is called all the same, on the old
+       worker: netsrv_get_worker tells. If the connection ends first, there is no on_move, only
+       on_close. No move begins after netsrv_stop, nor any with handler_threads (UNAVAILABLE): there
+       the workers only dispatch, and no connection gains by another one.
+
    THE END OF A CONNECTION
 
        netsrv_close    sends what is queued (flush_timeout_ms), then FIN, then reads and discards
@@ -370,7 +386,7 @@
 
    MEMORY
 
-       An idle connection needs 208 bytes (64-bit) and no buffer. A worker has one receive buffer
+       An idle connection needs 216 bytes (64-bit) and no buffer. A worker has one receive buffer
        (recv_buffer_bytes), a reply buffer of 64 KiB from the first gathered reply on, and two
        wheels of timers (6 KiB each). Slots are kept for reuse until the stop.
 
@@ -710,6 +726,7 @@ typedef struct netsrv_config {
     /* The queue fell to the low mark after NETSRV_HIGH; kept input is shown again after this. */
     void (*on_drain)(netsrv_conn *c);
     void (*on_eof)(netsrv_conn *c);   /* the peer finished sending; then eof_policy applies */
+    void (*on_move)(netsrv_conn *c);  /* netsrv_move is done: new pointer, new id, new worker */
     /* The end, exactly once for each on_open, and for each netsrv_dial that could not be opened:
      * reason, and errno for NETSRV_CLOSE_ERROR (else 0). Sending is refused; `c` is gone after the
      * return. */
@@ -822,6 +839,7 @@ typedef struct netsrv_handlers {
     void (*on_open)(netsrv_conn *c);  /* connected */
     void (*on_drain)(netsrv_conn *c);
     void (*on_eof)(netsrv_conn *c);
+    void (*on_move)(netsrv_conn *c);
     void (*on_close)(netsrv_conn *c, netsrv_close_reason reason, int sys_errno);
     netsrv_eof_policy eof_policy;     /* default: flush, then close */
 } netsrv_handlers;
@@ -843,6 +861,7 @@ typedef struct netsrv_target {
     X(accepted, "connections that this thread accepted")                                           \
     X(received, "connections that came from another thread")                                       \
     X(given, "connections handed to another worker")                                               \
+    X(moved, "open connections that went on to another worker")                                    \
     X(kept_full, "kept because the chosen worker's mailbox was full")                              \
     X(opened, "connections opened here")                                                           \
     X(closed, "connections closed here")                                                           \
@@ -1072,6 +1091,12 @@ NETSRV_API netsrv_result netsrv_timer_start(netsrv_server *s, netsrv_timer *t, u
  * thread: the worker that set it   callback: yes, also in the timer's own */
 NETSRV_API void netsrv_timer_stop(netsrv_timer *t);
 NETSRV_API bool netsrv_timer_is_set(const netsrv_timer *t);
+
+/* Moves the connection to another worker, or to its own; on_move follows. GONE: closing or closed.
+ * BAD_STATE: dialed and not open yet. BAD_ARGUMENT: no such worker. STOPPED: the server stops.
+ * UNAVAILABLE: with handler_threads, where workers run no callbacks and hardly differ.
+ * thread: owner   callback: yes */
+NETSRV_API netsrv_result netsrv_move(netsrv_conn *c, unsigned worker);
 
 /* Begins a connection on this worker. *c is the connection, not open yet; `c` may be NULL.
  * BAD_THREAD: not a worker of this server; netsrv_post leads to one. BAD_ADDRESS: not understood.
@@ -1592,12 +1617,21 @@ enum { /* netsrv_conn.flags */
     NETSRV__BROKEN = 0x4000,    /* the socket failed; there is nothing to shut down            */
     NETSRV__PLAIN = 0x8000,     /* open, settled, nothing kept or queued: the fast path        */
     NETSRV__CORKED = 0x10000,   /* netsrv_cork                                                 */
-    NETSRV__DIALED = 0x20000    /* not accepted: counts in no limit of the listeners           */
+    NETSRV__DIALED = 0x20000,   /* not accepted: counts in no limit of the listeners           */
+    NETSRV__MOVING = 0x40000,   /* netsrv_move: to be detached, or being detached              */
+    NETSRV__DETACHING = 0x80000, /* ... the backend has been told                              */
+    NETSRV__ARRIVED = 0x100000, /* on_move is owed                                             */
+    NETSRV__MOVED = 0x200000    /* this is what it has left behind                             */
 };
+/* What does not travel: it belongs to the old worker's lists, or to its backend. */
+#define NETSRV__LEFT_BEHIND                                                                        \
+    (NETSRV__DIRTY | NETSRV__BLOCKED | NETSRV__RECV_ON | NETSRV__FOREIGN | NETSRV__STOPPING |      \
+     NETSRV__DEAF | NETSRV__PLAIN | NETSRV__MOVING | NETSRV__DETACHING)
 /* With RECV_ON and none of these, a settle has nothing to do. */
 #define NETSRV__UNSETTLED                                                                          \
     (NETSRV__DIRTY | NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__BLOCKED | NETSRV__FIN_WANTED |   \
-     NETSRV__FRESH | NETSRV__RESHOW | NETSRV__STOPPING | NETSRV__CORKED)
+     NETSRV__FRESH | NETSRV__RESHOW | NETSRV__STOPPING | NETSRV__CORKED | NETSRV__MOVING |         \
+     NETSRV__ARRIVED)
 
 struct netsrv_conn {
     netsrv__worker *worker;
@@ -1606,7 +1640,8 @@ struct netsrv_conn {
     uint32_t gen;
     uint32_t slot;
     uint32_t flags;
-    uint32_t state; /* netsrv__state */
+    uint16_t state; /* netsrv__state */
+    uint16_t move_to;
     netsrv__out out;
     netsrv__input *input;
     uint64_t bytes_in;
@@ -1750,6 +1785,7 @@ typedef enum netsrv__msg_kind {
     NETSRV__MSG_BROADCAST,
     NETSRV__MSG_CLOSE,
     NETSRV__MSG_ABORT,
+    NETSRV__MSG_MOVE,
     NETSRV__MSG_CALL
 } netsrv__msg_kind;
 
@@ -1760,6 +1796,7 @@ typedef struct netsrv__msg {
         netsrv__arrival arrival;
         netsrv__chunk *chunk; /* SEND: owned by the message */
         netsrv_buffer *buffer; /* SHARE: a reference */
+        netsrv_conn *traveller; /* MOVE: owned by the message */
         netsrv__broadcast *broadcast; /* BROADCAST: likewise */
         struct {
             void (*fn)(netsrv_server *s, unsigned worker, void *arg);
@@ -4370,7 +4407,7 @@ static netsrv__frame_found netsrv__frame_next(const netsrv_config *cfg, const un
 
 /* ========================================================================== *
  *  [conn] The connection: states, input to the program, output to the backend
- *  uses:   mem util sys slab out timer frame
+ *  uses:   mem util sys slab out timer mailbox frame
  *  thread: owner
  * ========================================================================== */
 
@@ -4379,8 +4416,9 @@ static const uint16_t netsrv__conn_steps[NETSRV__STATE_COUNT] = {
     [NETSRV__FREE] = NETSRV__MAY(NETSRV__OPEN) | NETSRV__MAY(NETSRV__DIALING),
     [NETSRV__DIALING] = NETSRV__MAY(NETSRV__OPEN) | NETSRV__MAY(NETSRV__CLOSING),
     [NETSRV__OPEN] = NETSRV__MAY(NETSRV__HALF) | NETSRV__MAY(NETSRV__DRAINING) |
-                     NETSRV__MAY(NETSRV__CLOSING),
-    [NETSRV__HALF] = NETSRV__MAY(NETSRV__DRAINING) | NETSRV__MAY(NETSRV__CLOSING),
+                     NETSRV__MAY(NETSRV__CLOSING) | NETSRV__MAY(NETSRV__DEAD),
+    [NETSRV__HALF] = NETSRV__MAY(NETSRV__DRAINING) | NETSRV__MAY(NETSRV__CLOSING) |
+                     NETSRV__MAY(NETSRV__DEAD), /* these two by a move */
     [NETSRV__DRAINING] = NETSRV__MAY(NETSRV__LINGERING) | NETSRV__MAY(NETSRV__CLOSING),
     [NETSRV__LINGERING] = NETSRV__MAY(NETSRV__CLOSING),
     [NETSRV__CLOSING] = NETSRV__MAY(NETSRV__DEAD),
@@ -4389,7 +4427,7 @@ static const uint16_t netsrv__conn_steps[NETSRV__STATE_COUNT] = {
 
 static void netsrv__conn_set_state(netsrv_conn *c, netsrv__state state) {
     NETSRV_ASSERT((netsrv__conn_steps[c->state] & NETSRV__MAY(state)) != 0);
-    c->state = state;
+    c->state = (uint16_t)state;
 }
 
 static netsrv_id netsrv__conn_id(const netsrv_conn *c) {
@@ -4950,10 +4988,61 @@ static void netsrv__conn_tell_close(netsrv__worker *w, netsrv_conn *c) {
     }
 }
 
+/* A copy that travels, and the message that brings it. Counts it there before it is there. */
+static bool netsrv__conn_send_off(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__worker *to = &w->srv->workers[c->move_to];
+    netsrv__msg msg;
+    netsrv_conn *traveller = netsrv__mem_alloc(w->cfg, sizeof *traveller);
+    if (traveller == NULL) {
+        return false;
+    }
+    *traveller = *c;
+    traveller->flags = c->flags & ~(uint32_t)NETSRV__LEFT_BEHIND;
+    traveller->flags |= NETSRV__ARRIVED | NETSRV__RESHOW; /* some was not shown here any more */
+    traveller->dirty_next = NULL;
+    memset(&msg, 0, sizeof msg);
+    msg.kind = NETSRV__MSG_MOVE;
+    msg.as.traveller = traveller;
+    atomic_fetch_add(&to->load, 1);
+    if (netsrv__mailbox_post(to, &msg, true) != NETSRV_OK) {
+        atomic_fetch_sub(&to->load, 1);
+        netsrv__mem_free(w->cfg, traveller, sizeof *traveller);
+        return false;
+    }
+    return true;
+}
+
+/* It does not go after all: the next settle shows it to the backend again. */
+static void netsrv__conn_stay(netsrv__worker *w, netsrv_conn *c) {
+    c->flags &= ~(uint32_t)(NETSRV__LEFT_BEHIND & ~(NETSRV__DIRTY | NETSRV__STOPPING));
+    c->flags |= NETSRV__ARRIVED | NETSRV__RESHOW;
+    netsrv__conn_mark_dirty(w, c);
+}
+
+/* From the moment of the message on, another thread has all that the connection owned. */
+static void netsrv__conn_move(netsrv__worker *w, netsrv_conn *c) {
+    if (c->state > NETSRV__HALF || !netsrv__conn_send_off(w, c)) {
+        netsrv__conn_stay(w, c);
+        return;
+    }
+    NETSRV__COUNT(w, moved, 1);
+    memset(&c->out, 0, sizeof c->out);
+    c->input = NULL;
+    c->fd = -1;
+    c->flags = (c->flags & NETSRV__DIRTY) | NETSRV__MOVED;
+    netsrv__conn_set_state(c, NETSRV__DEAD);
+    c->grave_next = w->own.dead;
+    w->own.dead = c;
+}
+
 /* The backend holds nothing of `c` any more: the program is told, the descriptor closed. */
 static void netsrv__conn_on_detached(netsrv__worker *w, netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(w);
     netsrv__timer_stop(&w->own.wheel, &c->timer);
+    if ((c->flags & NETSRV__MOVING) != 0 && c->state < NETSRV__CLOSING) {
+        netsrv__conn_move(w, c);
+        return;
+    }
     netsrv__conn_set_state(c, NETSRV__DEAD);
     if (c->job == NULL && c->on->on_close != NULL) {
         c->on->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
@@ -5044,7 +5133,8 @@ static void netsrv__conn_leave(netsrv__worker *w, netsrv_conn *c) {
 /* ---- input ---- */
 
 static bool netsrv__conn_wants_input(const netsrv_conn *c) {
-    return c->state == NETSRV__OPEN && (c->flags & (NETSRV__PAUSED | NETSRV__HIGH_MARK)) == 0;
+    return c->state == NETSRV__OPEN &&
+           (c->flags & (NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__MOVING)) == 0;
 }
 
 /* The program's own framing. */
@@ -5254,6 +5344,17 @@ static void netsrv__conn_discard(netsrv__worker *w, netsrv_conn *c, size_t n) {
 
 /* ---- settle, continued: what calls the program comes after input ---- */
 
+/* Before any other callback on the new worker. */
+static void netsrv__conn_tell_move(netsrv__worker *w, netsrv_conn *c) {
+    c->flags &= ~(uint32_t)NETSRV__ARRIVED;
+    netsrv__conn_mark_dirty(w, c);
+    if (c->on->on_move != NULL && c->state <= NETSRV__HALF) {
+        netsrv__conn_enter(w, c, NULL, 0);
+        c->on->on_move(c);
+        netsrv__conn_leave(w, c);
+    }
+}
+
 static void netsrv__conn_drained(netsrv__worker *w, netsrv_conn *c) {
     if (c->on->on_drain == NULL) {
         return;
@@ -5327,6 +5428,31 @@ static bool netsrv__conn_is_plain(const netsrv_conn *c) {
            c->on->on_data != NULL;
 }
 
+/* Paused: its end must be noticed all the same. */
+static void netsrv__conn_attach_paused(netsrv__worker *w, netsrv_conn *c) {
+    if (c->state < NETSRV__CLOSING && (c->flags & NETSRV__RECV_ON) == 0) {
+        const int error = w->io->recv_stop(w, c);
+        if (error != 0) {
+            netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error);
+        }
+    }
+}
+
+/* On its way from here: the backend lets go of it. True if there is nothing else to do. */
+static bool netsrv__conn_step_move(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->flags & NETSRV__DETACHING) != 0) {
+        return true; /* netsrv__conn_on_detached goes on, also with a connection that ended */
+    }
+    if (c->state > NETSRV__HALF) {
+        c->flags &= ~(uint32_t)NETSRV__MOVING; /* closed meanwhile: it ends here */
+        return false;
+    }
+    c->flags |= NETSRV__DETACHING;
+    c->flags &= ~(uint32_t)NETSRV__RECV_ON;
+    w->io->detach(w, c);
+    return true;
+}
+
 /* No backend has it yet. */
 static void netsrv__conn_settle_unopened(netsrv__worker *w, netsrv_conn *c) {
     if (c->state == NETSRV__DIALING) {
@@ -5374,6 +5500,13 @@ static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_settle_unopened(w, c);
         return;
     }
+    if ((c->flags & NETSRV__MOVING) != 0 && netsrv__conn_step_move(w, c)) {
+        return;
+    }
+    const bool arrived = (c->flags & NETSRV__ARRIVED) != 0;
+    if (arrived) {
+        netsrv__conn_tell_move(w, c);
+    }
     if (netsrv__conn_may_send(w, c)) {
         w->io->send(w, c);
     }
@@ -5388,6 +5521,9 @@ static void netsrv__conn_settle(netsrv__worker *w, netsrv_conn *c) {
     netsrv__conn_step_program(w, c);
     if (c->state < NETSRV__CLOSING) {
         netsrv__conn_step_recv(w, c);
+    }
+    if (arrived) {
+        netsrv__conn_attach_paused(w, c);
     }
     if (c->state < NETSRV__CLOSING) {
         netsrv__conn_arm(w, c);
@@ -5480,7 +5616,7 @@ static void netsrv__conn_on_end(netsrv__worker *w, netsrv_conn *c, int sys_errno
     }
     if (sys_errno != 0) {
         netsrv__conn_fail(w, c, sys_errno);
-    } else {
+    } else if ((c->flags & NETSRV__MOVING) == 0) { /* else the other worker will find it */
         c->flags |= NETSRV__PEER_DONE;
         if (c->state == NETSRV__OPEN && c->job != NULL) {
             netsrv__conn_owe(w, c, NETSRV__CALL_EOF);
@@ -5556,13 +5692,50 @@ static void netsrv__conn_begin(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_limit_fresh(c);
     }
     netsrv__conn_settle(w, c);
-    if (c->state < NETSRV__CLOSING && (c->flags & NETSRV__RECV_ON) == 0) {
-        /* Paused by on_open: its end must be noticed all the same. */
-        const int error = w->io->recv_stop(w, c);
-        if (error != 0) {
-            netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error);
+    netsrv__conn_attach_paused(w, c);
+}
+
+/* There is no memory where it has arrived: the program is told, as of any end. */
+static void netsrv__conn_strand(netsrv__worker *w, netsrv_conn *c) {
+    c->worker = w;
+    c->gen = 0;
+    c->flags |= NETSRV__RESET | NETSRV__DIRTY; /* on no list, and to be put on none */
+    netsrv__conn_set_state(c, NETSRV__DEAD);
+    if (c->on->on_close != NULL) {
+        c->on->on_close(c, NETSRV_CLOSE_NO_MEMORY, 0);
+    }
+    netsrv__out_discard(w->srv, &c->out);
+    netsrv__conn_drop_input(w, c);
+    netsrv__conn_cut(c);
+    netsrv__sys_close(c->fd);
+    NETSRV__COUNT(w, closed, 1);
+}
+
+/* From another worker. False if there is no place for it: it has ended. */
+static bool netsrv__conn_arrive(netsrv__worker *w, netsrv_conn *traveller) {
+    netsrv_conn *c = netsrv__slab_alloc(&w->own.slab, w);
+    NETSRV__ASSERT_OWNER(w);
+    if (c == NULL) {
+        netsrv__conn_strand(w, traveller);
+        return false;
+    }
+    traveller->worker = w;
+    traveller->gen = c->gen;
+    traveller->slot = c->slot;
+    *c = *traveller;
+    c->interest = 0;
+    atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_relaxed);
+    if (w->own.phase >= NETSRV__LEAVING) {
+        c->flags |= NETSRV__STOPPING;
+        if ((c->flags & NETSRV__FRESH) != 0) {
+            netsrv__conn_limit_fresh(c);
         }
     }
+    if (w->own.phase == NETSRV__FORCED) {
+        netsrv__conn_reset(w, c, NETSRV_CLOSE_STOP);
+    }
+    netsrv__conn_settle(w, c);
+    return true;
 }
 
 /* False, and the descriptor is the caller's still, if there is no memory. */
@@ -7391,9 +7564,12 @@ static void netsrv__ready_detach(netsrv__worker *w, netsrv_conn *c) {
     const unsigned from = foreign ? NETSRV__READY_GIVEN : c->interest;
     if (from != 0) {
         /* Before the close: an item outlives it while another process holds a duplicate. */
-        w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), from, 0);
+        const int error = w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), from, 0);
         c->interest = 0;
         c->flags &= ~(uint32_t)NETSRV__FOREIGN;
+        if (error != 0) {
+            netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error); /* cannot move, then */
+        }
     }
     netsrv__conn_on_detached(w, c);
 }
@@ -8588,6 +8764,23 @@ static size_t netsrv__jobs_waiting(netsrv__pool *p) {
 
 /* ---- mail and timers ---- */
 
+/* What a connection held in the limits, when its place is free. */
+static void netsrv__worker_give_back(netsrv__worker *w, uint32_t flags, uint32_t addr_slot) {
+    atomic_fetch_sub(&w->load, 1);
+    if ((flags & NETSRV__DIALED) != 0) {
+        netsrv__accept_nudge(w->srv, NETSRV__PAUSED_RESOURCE);
+    } else if ((flags & NETSRV__MOVED) == 0) {
+        netsrv__accept_release(w->srv, addr_slot);
+    }
+}
+
+static void netsrv__worker_receive(netsrv__worker *w, netsrv_conn *traveller) {
+    if (!netsrv__conn_arrive(w, traveller)) {
+        netsrv__worker_give_back(w, traveller->flags, traveller->addr_slot);
+    }
+    netsrv__mem_free(w->cfg, traveller, sizeof *traveller);
+}
+
 static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *msg) {
     netsrv_conn *c = msg->id != 0 ? netsrv__conn_of_id(w, msg->id) : NULL;
     switch (msg->kind) {
@@ -8616,6 +8809,9 @@ static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *ms
         if (c != NULL) {
             netsrv__conn_reset(w, c, NETSRV_CLOSE_ABORT);
         }
+        break;
+    case NETSRV__MSG_MOVE:
+        netsrv__worker_receive(w, msg->as.traveller);
         break;
     case NETSRV__MSG_CALL:
         msg->as.call.fn(w->srv, w->index, msg->as.call.arg);
@@ -8664,14 +8860,9 @@ static void netsrv__worker_bury_dead(netsrv__worker *w) {
             w->own.dead = c;
         } else {
             const uint32_t addr_slot = c->addr_slot;
-            const bool dialed = (c->flags & NETSRV__DIALED) != 0;
+            const uint32_t flags = c->flags;
             netsrv__slab_free(&w->own.slab, c);
-            atomic_fetch_sub(&w->load, 1);
-            if (dialed) {
-                netsrv__accept_nudge(w->srv, NETSRV__PAUSED_RESOURCE);
-            } else {
-                netsrv__accept_release(w->srv, addr_slot);
-            }
+            netsrv__worker_give_back(w, flags, addr_slot);
             /* Last: who sees one less finds its place free. */
             atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_release);
         }
@@ -9061,6 +9252,7 @@ static void netsrv__server_set_handlers(netsrv_server *srv) {
     srv->handlers.on_frame = cfg->on_frame;
     srv->handlers.on_drain = cfg->on_drain;
     srv->handlers.on_eof = cfg->on_eof;
+    srv->handlers.on_move = cfg->on_move;
     srv->handlers.on_close = cfg->on_close;
     srv->handlers.eof_policy = cfg->eof_policy;
 }
@@ -10533,7 +10725,32 @@ NETSRV_API netsrv_conn *netsrv_find(netsrv_server *s, netsrv_id id) {
     return c != NULL && c->state < NETSRV__CLOSING ? c : NULL;
 }
 
-/* ---- outgoing connections ---- */
+/* ---- to another worker, and to others ---- */
+
+NETSRV_API netsrv_result netsrv_move(netsrv_conn *c, unsigned worker) {
+    netsrv__worker *w = c->worker;
+    NETSRV__ASSERT_OWNER(w);
+    if (w->srv->pool != NULL) {
+        return NETSRV_UNAVAILABLE;
+    }
+    if (worker >= w->cfg->workers) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    if (c->state == NETSRV__DIALING) {
+        return NETSRV_BAD_STATE;
+    }
+    if (c->state != NETSRV__OPEN && c->state != NETSRV__HALF) {
+        return NETSRV_GONE;
+    }
+    if (atomic_load(&w->srv->stop_at) != 0) {
+        return NETSRV_STOPPED;
+    }
+    const bool here = worker == w->index && (c->flags & NETSRV__MOVING) == 0;
+    c->move_to = (uint16_t)worker;
+    c->flags |= here ? NETSRV__ARRIVED : NETSRV__MOVING;
+    netsrv__conn_mark_dirty(w, c);
+    return NETSRV_OK;
+}
 
 static bool netsrv__public_can_read(const netsrv_server *s, const netsrv_handlers *on) {
     return on->on_data != NULL ||

@@ -977,6 +977,18 @@ static void do_dial(run *r) {
     AWAIT(r, rig_opens() == rig_closes());
 }
 
+/* Each message is answered on another worker. */
+static size_t echo_and_move(netsrv_conn *c, const void *data, size_t n) {
+    netsrv_send(c, data, n);
+    netsrv_move(c, (netsrv_get_worker(c) + 1) % 3);
+    return n;
+}
+
+static void cfg_move(netsrv_config *cfg) {
+    cfg->on_data = echo_and_move;
+    cfg->workers = 3;
+}
+
 static void resume_by_id(netsrv_server *s, unsigned worker, void *arg) {
     (void)worker;
     (void)arg;
@@ -1200,6 +1212,7 @@ static const struct scenario {
     { "abstract", cfg_abstract, do_speak, BY_UNIX },
     { "across", cfg_across, do_across, NO_PROBE },
     { "watch", cfg_watch, do_watch, 0 },
+    { "move", cfg_move, do_many, 0 },
     { "dial", cfg_dial, do_dial, 0 },
     { "dial_name", cfg_dial_name, do_dial, 0 },
     { "pause", cfg_pause, do_pause, 0 },
