@@ -343,6 +343,9 @@
        netsrv_close does, up to 2 seconds for a client that keeps its end open. When grace_ms is
        over, what is left is reset. A second call may shorten the time.
 
+       netsrv_drain closes the listeners in the same way and then lets every connection live as long
+       as it wants; the server ends with the last one, or by a netsrv_stop.
+
        A thread that is held up in a callback leaves its listener only afterwards. The others close
        their connections meanwhile, but clients that connect in that time wait.
 
@@ -928,6 +931,18 @@ NETSRV_API netsrv_result netsrv_start(netsrv_server *s, netsrv_error *error);
  * thread: any, and async-signal-safe   callback: yes */
 NETSRV_API void netsrv_stop(netsrv_server *s, uint32_t grace_ms);
 
+/* The same without an end to the patience: no new connections, the listeners are closed, those that
+ * are there stay until their client or the program closes them, and with the last one the server
+ * has ended. A netsrv_stop meanwhile sets a time.
+ * thread: any, and async-signal-safe   callback: yes */
+NETSRV_API void netsrv_drain(netsrv_server *s);
+
+/* Accepts no more until netsrv_resume_accept: clients wait in the backlog, everybody else is
+ * served. Each thread does it in its next turn. A start accepts again.
+ * thread: any, and async-signal-safe   callback: yes */
+NETSRV_API void netsrv_pause_accept(netsrv_server *s);
+NETSRV_API void netsrv_resume_accept(netsrv_server *s);
+
 /* Waits until all threads have ended. OK also if none was started.
  * thread: any but the server's own (BAD_THREAD)   callback: no */
 NETSRV_API netsrv_result netsrv_wait(netsrv_server *s);
@@ -968,7 +983,7 @@ NETSRV_API uint16_t netsrv_get_port(const netsrv_server *s, unsigned i);
  * thread: any   callback: yes */
 NETSRV_API void *netsrv_user(const netsrv_server *s);
 
-/* True from netsrv_stop until the end.
+/* True from netsrv_stop or netsrv_drain until the end.
  * thread: any   callback: yes */
 NETSRV_API bool netsrv_stopping(const netsrv_server *s);
 
@@ -1453,6 +1468,8 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__TARGETS 8              /* addresses of one name that are tried */
 #define NETSRV__JOB_REPLY 960          /* room that goes with each job for what it answers */
 #define NETSRV__SLICE_US 1000          /* lines shown by one job: then it is the others' turn */
+
+#define NETSRV__DRAIN 2                /* a stop without a deadline */
 #define NETSRV__STOP_TURNS 16          /* turns that a stop leaves for input already there */
 #define NETSRV__TIMERS_PER_TURN 1024   /* calls of the program's timers before the others' turn */
 
@@ -1923,7 +1940,8 @@ typedef struct netsrv__place_ops {
 enum { /* what a paused listener waits for */
     NETSRV__PAUSED_FULL = 1,     /* a connection to end, or a reserved place to be given back */
     NETSRV__PAUSED_RESOURCE = 2, /* a connection to end, or time                              */
-    NETSRV__PAUSED_RATE = 4      /* time                                                      */
+    NETSRV__PAUSED_RATE = 4,     /* time                                                      */
+    NETSRV__PAUSED_PROGRAM = 8   /* netsrv_resume_accept                                      */
 };
 
 /* The threads that wait on one poller: one worker, or all acceptors. */
@@ -2128,7 +2146,9 @@ struct netsrv_server {
     _Atomic uint32_t paused;     /* groups with a paused gate */
     _Atomic size_t queued;       /* bytes of all output chunks */
     _Atomic uint32_t logged_ms;  /* last log line about a pause */
-    _Atomic uint32_t stop_at;    /* 0, or the server stops: deadline, low bits of the clock */
+    _Atomic uint32_t stop_at;    /* 0, or the server stops: deadline, low bits of the clock (odd),
+                                    or NETSRV__DRAIN */
+    atomic_bool halted;          /* netsrv_pause_accept */
     _Atomic unsigned unquiet;    /* groups' members that may still accept */
     atomic_bool swept;           /* listeners are closed */
 };
@@ -6085,8 +6105,9 @@ static bool netsrv__accept_may_log(netsrv_server *srv) {
 
 static void netsrv__accept_log_pause(netsrv__worker *w, unsigned gate, int sys_errno,
                                      unsigned waiting) {
-    const char *why = waiting == NETSRV__PAUSED_RATE ? "max_accepts_per_second is reached"
-                                                     : "max_conns is reached";
+    const char *why = waiting == NETSRV__PAUSED_PROGRAM ? "the program asked for it"
+                      : waiting == NETSRV__PAUSED_RATE  ? "max_accepts_per_second is reached"
+                                                        : "max_conns is reached";
     if (netsrv__accept_may_log(w->srv)) {
         netsrv__log_line(w->cfg, NETSRV_LOG_WARN, "accepting on %s pauses: %s%s",
                          w->srv->listeners[gate].text, sys_errno != 0 ? strerror(sys_errno) : why,
@@ -6137,7 +6158,12 @@ static void netsrv__accept_pause_full(netsrv__worker *w, unsigned gate) {
 static void netsrv__accept_resume(netsrv__worker *w) {
     netsrv__group *g = w->group;
     bool all = true;
+    if (atomic_load(&w->srv->halted)) {
+        return;
+    }
     if (netsrv__accept_full(w->srv)) {
+        atomic_fetch_or(&g->paused, NETSRV__PAUSED_FULL); /* whatever it was before */
+        w->own.retry_ms = netsrv__accept_full(w->srv) ? 0 : netsrv__sys_now_ms();
         return;
     }
     pthread_mutex_lock(&g->lock);
@@ -6158,9 +6184,32 @@ static void netsrv__accept_resume(netsrv__worker *w) {
     w->own.retry_ms = all ? 0 : netsrv__sys_now_ms() + NETSRV__RETRY_MS;
 }
 
+/* The program wants no more connections. Those that are paused already wait for it as well. */
+static void netsrv__accept_halt(netsrv__worker *w) {
+    netsrv__group *g = w->group;
+    if (w->own.phase != NETSRV__RUNNING || g->gate_count == 0 ||
+        (atomic_load(&g->paused) & NETSRV__PAUSED_PROGRAM) != 0) {
+        return;
+    }
+    for (unsigned i = 0; i < g->gate_count; i++) {
+        netsrv__accept_pause(w, i, 0, 0, NETSRV__PAUSED_PROGRAM);
+    }
+    pthread_mutex_lock(&g->lock);
+    if (atomic_fetch_or(&g->paused, NETSRV__PAUSED_PROGRAM) == 0) {
+        atomic_fetch_add(&w->srv->paused, 1);
+    }
+    pthread_mutex_unlock(&g->lock);
+    if (!atomic_load(&w->srv->halted)) {
+        w->own.retry_ms = netsrv__sys_now_ms(); /* taken back before there was anything to nudge */
+    }
+}
+
 /* Once a turn. */
 static void netsrv__accept_check_paused(netsrv__worker *w) {
     netsrv__group *g = w->group;
+    if (!NETSRV__LIKELY(!atomic_load_explicit(&w->srv->halted, memory_order_relaxed))) {
+        netsrv__accept_halt(w);
+    }
     if (atomic_load_explicit(&g->paused, memory_order_relaxed) == 0) {
         w->own.retry_ms = 0;
         return;
@@ -8894,7 +8943,7 @@ static void netsrv__worker_end_turn(netsrv__worker *w) {
 static bool netsrv__worker_time_over(const netsrv__worker *w) {
     const netsrv_server *srv = w->srv;
     const uint32_t at = atomic_load(&srv->stop_at);
-    return at != 0 && (int32_t)((uint32_t)w->own.now_ms - at) >= 0;
+    return at != 0 && at != NETSRV__DRAIN && (int32_t)((uint32_t)w->own.now_ms - at) >= 0;
 }
 
 static void netsrv__worker_close_listeners(netsrv_server *srv) {
@@ -8999,7 +9048,8 @@ static bool netsrv__worker_step_phase(netsrv__worker *w) {
     if (!w->serves) {
         return false;
     }
-    if (w->own.phase == NETSRV__QUIET && netsrv__worker_input_seen(w)) {
+    if (w->own.phase == NETSRV__QUIET && atomic_load(&srv->stop_at) != NETSRV__DRAIN &&
+        netsrv__worker_input_seen(w)) {
         netsrv__worker_leave(w);
     }
     if (w->own.phase < NETSRV__FORCED && netsrv__worker_time_over(w)) {
@@ -9024,7 +9074,8 @@ static int netsrv__worker_until(const netsrv__worker *w, uint64_t at_ms) {
 static uint64_t netsrv__worker_stop_deadline(const netsrv__worker *w) {
     const netsrv_server *srv = w->srv;
     const uint32_t stop_at = atomic_load(&srv->stop_at);
-    if (w->own.phase == NETSRV__RUNNING || w->own.phase == NETSRV__FORCED || stop_at == 0) {
+    if (w->own.phase == NETSRV__RUNNING || w->own.phase == NETSRV__FORCED || stop_at == 0 ||
+        stop_at == NETSRV__DRAIN) {
         return UINT64_MAX;
     }
     const int32_t left = (int32_t)(stop_at - (uint32_t)w->own.now_ms);
@@ -9033,7 +9084,10 @@ static uint64_t netsrv__worker_stop_deadline(const netsrv__worker *w) {
 
 /* How long the turn may sleep: not at all with work left over, for ever without timers. */
 static int netsrv__worker_sleep_ms(netsrv__worker *w) {
-    if (w->own.dirty != NULL || w->own.phase == NETSRV__QUIET || w->own.due.next != &w->own.due) {
+    const bool draining = atomic_load_explicit(&w->srv->stop_at, memory_order_relaxed) ==
+                          NETSRV__DRAIN;
+    if (w->own.dirty != NULL || (w->own.phase == NETSRV__QUIET && !draining) ||
+        w->own.due.next != &w->own.due) {
         return 0;
     }
     const uint64_t timer = netsrv__timer_next(&w->own.timers);
@@ -9439,6 +9493,7 @@ static void netsrv__server_reset(netsrv_server *srv) {
     memset(&srv->start_error, 0, sizeof srv->start_error);
     atomic_store(&srv->paused, 0);
     atomic_store(&srv->swept, false);
+    atomic_store(&srv->halted, false);
     atomic_store(&srv->unquiet, srv->thread_count);
 }
 
@@ -9513,20 +9568,31 @@ static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_er
     return NETSRV_OK;
 }
 
+static void netsrv__server_wake(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
+    }
+}
+
+/* A stop that came first goes on as it is. */
+static void netsrv__server_drain(netsrv_server *srv) {
+    uint32_t none = 0;
+    atomic_compare_exchange_strong(&srv->stop_at, &none, NETSRV__DRAIN);
+    netsrv__server_wake(srv);
+}
+
 /* The deadline is the earliest that anybody asked for. */
 static void netsrv__server_stop(netsrv_server *srv, uint32_t grace_ms) {
     const uint32_t longest = (uint32_t)INT32_MAX;
     const uint32_t now = (uint32_t)netsrv__sys_now_ms();
     const uint32_t at = (now + (grace_ms < longest ? grace_ms : longest)) | 1u;
     uint32_t set = atomic_load(&srv->stop_at);
-    while (set == 0 || (int32_t)(at - set) < 0) {
+    while (set == 0 || set == NETSRV__DRAIN || (int32_t)(at - set) < 0) {
         if (atomic_compare_exchange_weak(&srv->stop_at, &set, at)) {
             break;
         }
     }
-    for (unsigned i = 0; i < srv->group_count; i++) {
-        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
-    }
+    netsrv__server_wake(srv);
 }
 
 /* One step of the start: until every thread has reported. */
@@ -10138,7 +10204,7 @@ static netsrv_result netsrv__defaults_choose(netsrv_server *srv, netsrv_error *e
 
 /* ========================================================================== *
  *  [public] The functions of the declarations: check, then hand down
- *  uses:   log mem sys net out timer mailbox conn share watch dial jobs server defaults
+ *  uses:   log mem sys net out timer mailbox conn share accept watch dial jobs server defaults
  *  thread: as declared
  * ========================================================================== */
 
@@ -10211,6 +10277,26 @@ NETSRV_API netsrv_result netsrv_start(netsrv_server *s, netsrv_error *error) {
 NETSRV_API void netsrv_stop(netsrv_server *s, uint32_t grace_ms) {
     const int saved = errno; /* in a signal handler it is somebody else's */
     netsrv__server_stop(s, grace_ms);
+    errno = saved;
+}
+
+NETSRV_API void netsrv_drain(netsrv_server *s) {
+    const int saved = errno;
+    netsrv__server_drain(s);
+    errno = saved;
+}
+
+NETSRV_API void netsrv_pause_accept(netsrv_server *s) {
+    const int saved = errno;
+    atomic_store(&s->halted, true);
+    netsrv__server_wake(s);
+    errno = saved;
+}
+
+NETSRV_API void netsrv_resume_accept(netsrv_server *s) {
+    const int saved = errno;
+    atomic_store(&s->halted, false);
+    netsrv__accept_nudge(s, NETSRV__PAUSED_PROGRAM);
     errno = saved;
 }
 

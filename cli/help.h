@@ -18,7 +18,7 @@ static const char help_main[] =
     "  -q, -v, --version    quiet, verbose    -h, --help TOPIC   a screen about it\n"
     "\n"
     "topics: modes commands listen threads accept place limits timeouts output\n"
-    "        options\n"
+    "        control options\n"
     "\n"
     "  netsrv echo -w 4 -l '*:7000'              all addresses, four workers\n"
     "  netsrv line --commands -l 127.0.0.1:0     some free port, which it prints\n"
@@ -79,6 +79,18 @@ static const help_topic help_topics[] = {
      "  own_thread   a thread for each client, see --help threads\n\n"},
     {"limits", "BYTES may end in k, m or g (powers of 1024). \"off\" takes a limit away.\n\n"},
     {"timeouts", "All in milliseconds; \"off\" takes a timeout away.\n\n"},
+    {"control",
+     "With --control PATH the server obeys what is written to that FIFO, a command a\n"
+     "line. It is made if it is not there, and then removed at the end.\n\n"
+     "  stats        prints the counters, as SIGUSR1 does\n"
+     "  stats PATH   writes them to that file\n"
+     "  pause        accepts no more clients; they wait\n"
+     "  resume       accepts again\n"
+     "  drain        accepts no more clients, and ends when the last one has left\n"
+     "  stop         stops as SIGTERM does\n"
+     "  log LEVEL    prints what is as grave: error, warning, info or debug\n\n"
+     "  netsrv echo --control /tmp/ctl &   echo stats > /tmp/ctl\n\n"
+     "Each is answered by a line on standard error; so is what is not understood.\n"},
     {"output",
      "SIGUSR1 prints the counters in any case. SIGINT and SIGTERM stop, see --grace.\n"
      "Exit status: 0 stopped, 1 could not start or failed, 2 wrong usage, 130 or 143\n"

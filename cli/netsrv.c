@@ -43,6 +43,7 @@ typedef struct command_line {
     const char *topic;      /* of --help, or NULL */
     const char *banner;     /* or NULL */
     const char *port_file;  /* or NULL */
+    const char *control;    /* path of a FIFO, or NULL */
     uint64_t started_ms;
 } command_line;
 
@@ -147,38 +148,79 @@ static void counters_summary(netsrv_server *s, char text[SUMMARY_MAX]) {
 }
 
 /* One line or JSON object for each thread from `first` to before `end`. */
-static void report_threads(netsrv_server *s, const char *what, unsigned first, unsigned end) {
+static void report_threads(netsrv_server *s, FILE *to, const char *what, unsigned first,
+                           unsigned end) {
     const command_line *o = netsrv_user(s);
     char text[COUNTERS_MAX];
     netsrv_stats stats;
     for (unsigned i = first; i < end && netsrv_get_stats(s, i, &stats) == NETSRV_OK; i++) {
         counters_format(&stats, o->json, text);
         if (o->json) {
-            fprintf(stderr, "%s{\"%s\":%u,%s}", i == first ? "" : ",", what, i - first, text);
+            fprintf(to, "%s{\"%s\":%u,%s}", i == first ? "" : ",", what, i - first, text);
         } else {
-            fprintf(stderr, "netsrv: %s %u: %s\n", what, i - first, text);
+            fprintf(to, "netsrv: %s %u: %s\n", what, i - first, text);
         }
     }
 }
 
-/* The lock keeps log lines of other threads out of a line that is printed in pieces. */
-static void report(netsrv_server *s, bool each_thread) {
+static void report_to(netsrv_server *s, FILE *to, bool each_thread) {
     const command_line *o = netsrv_user(s);
     unsigned workers = netsrv_get_config(s)->workers;
     unsigned threads = each_thread || o->json ? UINT_MAX : 0;
     char text[SUMMARY_MAX];
     counters_summary(s, text);
+    fprintf(to, o->json ? "{%s,\"workers\":[" : "netsrv: %s\n", text);
+    report_threads(s, to, "worker", 0, threads < workers ? threads : workers);
+    fputs(o->json ? "],\"acceptors\":[" : "", to);
+    report_threads(s, to, "acceptor", workers, threads);
+    fputs(o->json ? "]}\n" : "", to);
+}
+
+/* The lock keeps log lines of other threads out of a line that is printed in pieces. */
+static void report(netsrv_server *s, bool each_thread) {
     flockfile(stderr);
-    fprintf(stderr, o->json ? "{%s,\"workers\":[" : "netsrv: %s\n", text);
-    report_threads(s, "worker", 0, threads < workers ? threads : workers);
-    fputs(o->json ? "],\"acceptors\":[" : "", stderr);
-    report_threads(s, "acceptor", workers, threads);
-    fputs(o->json ? "]}\n" : "", stderr);
+    report_to(s, stderr, each_thread);
     funlockfile(stderr);
 }
 
+/* ---- files ----------------------------------------------------------------------------------- */
+
+static bool file_write(const char *path, netsrv_server *s, void (*print)(netsrv_server *, FILE *)) {
+    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
+    FILE *file = fd < 0 ? NULL : fdopen(fd, "w");
+    if (file == NULL) {
+        return false;
+    }
+    print(s, file);
+    return fclose(file) == 0;
+}
+
+/* Whoever waits for the file never sees half of it: it is renamed into its place. 0 or an errno. */
+static int file_replace(const char *path, netsrv_server *s,
+                        void (*print)(netsrv_server *, FILE *)) {
+    struct stat st;
+    char temporary[4096];
+    int n = snprintf(temporary, sizeof temporary, "%s.%ld.tmp", path, (long)getpid());
+    if (n >= (int)sizeof temporary) {
+        return ENAMETOOLONG;
+    }
+    if (lstat(path, &st) == 0 && !S_ISREG(st.st_mode)) {
+        return EEXIST; /* renaming over a device or a directory helps nobody */
+    }
+    unlink(temporary);
+    if (file_write(temporary, s, print) && rename(temporary, path) == 0) {
+        return 0;
+    }
+    int saved_errno = errno;
+    unlink(temporary);
+    return saved_errno;
+}
+
+static atomic_uint log_level; /* at first as the options say */
+
 #include "services.h"
 #include "options.h"
+#include "control.h"
 
 /* ---- signals --------------------------------------------------------------------------------- */
 
@@ -215,11 +257,10 @@ static void on_worker_stop(netsrv_server *s, unsigned worker) {
 
 /* Before the server runs, errors are told by complain_error and addresses by announce. */
 static void on_log(void *user, netsrv_log_level level, const char *text) {
-    static const char *const names[] = {"error", "warning", "info", "debug"};
-    const command_line *o = user;
+    (void)user;
     bool heard = level == NETSRV_LOG_WARN || atomic_load(&running);
-    if (heard && (uint32_t)level <= o->log_level) {
-        fprintf(stderr, "netsrv: %s: %s\n", names[level], text);
+    if (heard && (unsigned)level <= atomic_load(&log_level)) {
+        fprintf(stderr, "netsrv: %s: %s\n", log_levels[level], text);
     }
 }
 
@@ -285,39 +326,21 @@ static void announce(netsrv_server *s) {
     }
 }
 
-static bool ports_write(netsrv_server *s, const char *path) {
+static void ports_print(netsrv_server *s, FILE *file) {
     char address[NETSRV_ADDRESS_MAX];
-    int fd = open(path, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-    FILE *file = fd < 0 ? NULL : fdopen(fd, "w");
-    if (file == NULL) {
-        return false;
-    }
     for (unsigned i = 0; netsrv_get_address(s, i, address, sizeof address) == NETSRV_OK; i++) {
         fprintf(file, "%u\n", (unsigned)netsrv_get_port(s, i));
     }
-    return fclose(file) == 0;
 }
 
-/* Whoever waits for the file never sees half of it: it is renamed into its place. */
 static bool port_file_write(netsrv_server *s) {
     const command_line *o = netsrv_user(s);
-    struct stat st;
-    char temporary[4096];
-    int n = snprintf(temporary, sizeof temporary, "%s.%ld.tmp", o->port_file, (long)getpid());
-    errno = n >= (int)sizeof temporary ? ENAMETOOLONG : 0;
-    if (errno == 0 && lstat(o->port_file, &st) == 0 && !S_ISREG(st.st_mode)) {
-        errno = EEXIST; /* renaming over a device or a directory helps nobody */
-    } else if (n < (int)sizeof temporary) {
-        unlink(temporary);
-        if (ports_write(s, temporary) && rename(temporary, o->port_file) == 0) {
-            return true;
-        }
+    const int error = file_replace(o->port_file, s, ports_print);
+    if (error != 0) {
+        complain("--port-file: '%.400s': %s; give a path where a file can be written",
+                 o->port_file, strerror(error));
     }
-    int saved_errno = errno;
-    unlink(temporary);
-    complain("--port-file: '%.400s': %s; give a path where a file can be written", o->port_file,
-             strerror(saved_errno));
-    return false;
+    return error == 0;
 }
 
 static bool ready_write(netsrv_server *s) {
@@ -395,6 +418,9 @@ static int start_and_serve(netsrv_server *s) {
     if (!wake_pipe_open()) {
         return EXIT_FAILED;
     }
+    if (o->control != NULL && !control_open(o->control)) {
+        return EXIT_FAILED;
+    }
     o->started_ms = now_ms();
     if (netsrv_start(s, &error) != NETSRV_OK) {
         complain_error(&error);
@@ -415,8 +441,10 @@ static int run(command_line *o, const mode *m) {
     netsrv_server *s;
     netsrv_error error;
     netsrv_config *config = &o->config;
+    atomic_store(&log_level, o->log_level);
     config->user = o;
     config->on_log = on_log;
+    config->on_worker_start = o->control != NULL ? control_start : NULL;
     config->on_worker_stop = on_worker_stop;
     config->on_open = m->on_open;
     config->on_data = m->on_data;
@@ -431,7 +459,8 @@ static int run(command_line *o, const mode *m) {
     }
     int status = start_and_serve(s);
     netsrv_destroy(s);
-    return status;
+    control_close(o->control);
+    return control.failed ? EXIT_FAILED : status;
 }
 
 int main(int argc, char **argv) {

@@ -143,6 +143,8 @@ static const option_row option_rows[] = {
      "real port, a line per listener, once listening"},
     {"ready-fd", 0, "N", NUMBER, AT(ready_fd), 1, INT_MAX, NULL, "output",
      "\"ready ADDR\" on descriptor N, which is closed"},
+    {"control", 0, "PATH", TEXT, AT(control), 1, 0, NULL, "output",
+     "a FIFO to write commands to, see --help control"},
     {"stats", 0, "[=SECONDS]", NUMBER, AT(stats_s), 1, 86400, NULL, "output",
      "counters every second or SECONDS, and at end"},
     {"json", 0, NULL, FLAG, AT(json), 1, 0, NULL, "output",
@@ -412,7 +414,7 @@ static void help_topic_print(const char *name) {
         return;
     }
     REFUSE("--help: '%.60s': no such topic; known are modes, commands, listen, threads, "
-           "accept, place, limits, timeouts, output, options", name);
+           "accept, place, limits, timeouts, output, control, options", name);
 }
 
 static int help_print(const char *topic) {

@@ -28,7 +28,7 @@ wrong() {
     wrong max-conns echo --max-con 5
     wrong '-Z' echo -Z
     wrong handler-thread echo --handler-thread 4
-    wrong control echo --control /tmp/x
+    wrong control echo --control
     wrong '-y' echo -y 4
     wrong custom echo -p custom
 }
