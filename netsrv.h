@@ -198,9 +198,14 @@
        has ended by then; netsrv_wait_for tells a program that will not wait for ever, and such a
        program can only exit.
 
+       netsrv_offload is for one piece of work in a handler that else runs on its worker: a lookup,
+       a hash. It runs on a thread of its own kind, and `done` back on the worker; a connection that
+       has ended gets nothing, nor does the next one in its place.
+
        Which? Handlers that compute or answer from memory: on the workers. Some that call a slow
        database: handler_threads. Code written for one client, or libraries that want a thread of
-       their own: own_thread. A pool costs about 2 microseconds of CPU a message.
+       their own: own_thread. One slow step among quick ones: netsrv_offload. A pool costs about 2
+       microseconds of CPU a message.
 
    INPUT
 
@@ -374,6 +379,7 @@
        server_queue_max_bytes  the same with SERVER_FULL. Counts the memory of all queued output and
                                all kept input.
        1024 names to resolve   the next one's on_close says ERROR, EAGAIN.
+       offload_max_count       netsrv_offload says QUEUE_FULL.
        jobs_max_count          callbacks wait on their worker, whose connections stop being read.
        handler_threads         with own_thread: connections wait for a thread, see max_conns.
        mailbox_max_count       connections stay where they are; netsrv_send_to and the like say
@@ -531,7 +537,8 @@ extern "C" {
     X(BAD_STATE, "not allowed in the server's present state")                                      \
     X(UNAVAILABLE, "not available on this system")                                                 \
     X(NO_MEMORY, "out of memory")                                                                  \
-    X(SYSTEM, "a system call failed")
+    X(SYSTEM, "a system call failed")                                                              \
+    X(CANCELLED, "cancelled by the program")
 
 typedef enum netsrv_result {
 #define NETSRV_X(name, text) NETSRV_##name,
@@ -770,6 +777,9 @@ typedef struct netsrv_config {
     uint32_t handler_idle_ms;         /* place = OWN_THREAD: a thread without a connection ends
                                          after this; default 10,000; NETSRV_OFF */
     uint32_t jobs_max_count;          /* callbacks that wait for a handler thread; default 4096 */
+    unsigned offload_threads;         /* for netsrv_offload: started when needed, ended after
+                                         handler_idle_ms; up to NETSRV_HANDLERS_MAX; default 4 */
+    uint32_t offload_max_count;       /* pieces of work of one worker under way; default 1024 */
 
     /* Bytes to calls. */
     netsrv_framing framing;           /* default: none */
@@ -1088,6 +1098,28 @@ NETSRV_API netsrv_server *netsrv_get_server(const netsrv_conn *c);
 NETSRV_API unsigned netsrv_get_listener(const netsrv_conn *c);
 NETSRV_API int netsrv_get_fd(const netsrv_conn *c);
 NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *stats);
+
+/* ---- work on another thread ------------------------------------------------------------------ */
+
+#define NETSRV_ORDERED 1u /* netsrv_offload: after what this connection gave with it before */
+
+typedef uint64_t netsrv_task; /* names one piece of work, for ever. Never 0 */
+
+/* Runs work(arg) on a thread for that, then done(c, arg, result) on the worker: OK with the
+ * connection; GONE with NULL when it is closed or closing; CANCELLED. Called exactly once, so that
+ * it may free arg; work that has not begun by then is left out. Several run side by side, those
+ * with NETSRV_ORDERED in `flags` one after the other. `task` may be NULL. QUEUE_FULL at
+ * offload_max_count, GONE if c is closing, SYSTEM if there is no thread: then neither is called.
+ * BAD_THREAD in callbacks that run beside the workers: those may take their time themselves.
+ * thread: owner, on a worker   callback: yes */
+NETSRV_API netsrv_result netsrv_offload(netsrv_conn *c, void (*work)(void *arg),
+                                        void (*done)(netsrv_conn *c, void *arg,
+                                                     netsrv_result result),
+                                        void *arg, unsigned flags, netsrv_task *task);
+
+/* done will say CANCELLED: at once if work has not begun, else when it returns. GONE: it is over.
+ * thread: the worker that gave it (else BAD_THREAD)   callback: yes */
+NETSRV_API netsrv_result netsrv_cancel(netsrv_server *s, netsrv_task task);
 
 /* ---- timers of a worker ---------------------------------------------------------------------- */
 
@@ -1769,10 +1801,26 @@ typedef struct netsrv__item {
     uint64_t queued_us;
     uint64_t begun_us;
     uint64_t ended_us;
+    bool is_work;  /* a netsrv__work; else a netsrv__job */
     bool reported; /* under the owner's mailbox lock, and the next one */
     bool finished;
     bool taken_finished; /* owner */
 } netsrv__item;
+
+/* What netsrv_offload was given. */
+typedef struct netsrv__work {
+    netsrv__item item;
+    netsrv__link link; /* owner: all that are not done, oldest first; and all below */
+    netsrv_task task;
+    netsrv_id id;
+    bool ordered;
+    bool posted;
+    bool revoked;        /* netsrv_cancel */
+    atomic_bool skipped; /* nobody wants it: not begun if there is time */
+    void (*work)(void *arg);
+    void (*done)(netsrv_conn *c, void *arg, netsrv_result result);
+    void *arg;
+} netsrv__work;
 
 /* One callback after the other of one connection. Its thread works on `face`, an image of the
  * connection on which calls record what they want; the owner brings that to the connection. */
@@ -1991,6 +2039,7 @@ struct netsrv__worker {
     int cpu;        /* to pin to, or -1 */
     pthread_t thread;
     void *data;     /* the program's */
+    uint64_t next_task; /* this thread only, from one life to the next */
     uint32_t first_gen; /* of new slots; grows from one life of the thread to the next */
     uint32_t watch_gen; /* of the last watch */
 
@@ -2019,6 +2068,8 @@ struct netsrv__worker {
         netsrv__job *ready; /* those that want a thread, oldest first */
         netsrv__job *ready_tail;
         size_t ready_count;
+        netsrv__link works; /* given away and not done */
+        size_t work_count;
         uint64_t slice_us; /* of a handler thread: when its job makes room for others */
         netsrv__wheel wheel;
         netsrv__watches watches;
@@ -2064,6 +2115,8 @@ struct netsrv__hand {
 struct netsrv__pool {
     netsrv_server *srv;
     unsigned size;
+    size_t max; /* of count */
+    bool lazy;  /* threads come when there is something to do, and go when there is not */
     bool own; /* each connection has a thread; else any thread takes the oldest job */
     pthread_mutex_t lock; /* all below */
     netsrv__link all;
@@ -2139,6 +2192,7 @@ struct netsrv_server {
 
     netsrv__limits limits;
     netsrv__pool *pool; /* NULL: the workers run the callbacks */
+    netsrv__pool *offload;
 
     char pad_before_shared[NETSRV__CACHE_LINE];
     _Atomic uint32_t live;       /* accepted and not released, all threads */
@@ -4994,6 +5048,31 @@ static void netsrv__conn_lay_out(netsrv__worker *w, netsrv_conn *c) {
     w->own.dead = c;
 }
 
+/* Work for a connection that has ended need not begin. */
+static void netsrv__conn_forget_works(netsrv__worker *w, const netsrv_conn *c) {
+    const netsrv__link *head = &w->own.works;
+    for (netsrv__link *node = head->next; w->own.work_count != 0 && node != head;
+         node = node->next) {
+        netsrv__work *x = (netsrv__work *)(void *)((char *)node - offsetof(netsrv__work, link));
+        if (x->id == netsrv__conn_id(c)) {
+            atomic_store_explicit(&x->skipped, true, memory_order_relaxed);
+        }
+    }
+}
+
+static bool netsrv__conn_has_work(const netsrv__worker *w, const netsrv_conn *c) {
+    const netsrv__link *head = &w->own.works;
+    for (const netsrv__link *node = head->next; w->own.work_count != 0 && node != head;
+         node = node->next) {
+        const netsrv__work *x = (const netsrv__work *)(const void *)((const char *)node -
+                                                                     offsetof(netsrv__work, link));
+        if (x->id == netsrv__conn_id(c)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* on_close comes after the callback that runs elsewhere, and the descriptor keeps its number until
  * then. A connection that on_open never saw is not told of either. */
 static void netsrv__conn_tell_close(netsrv__worker *w, netsrv_conn *c) {
@@ -5064,6 +5143,7 @@ static void netsrv__conn_on_detached(netsrv__worker *w, netsrv_conn *c) {
         return;
     }
     netsrv__conn_set_state(c, NETSRV__DEAD);
+    netsrv__conn_forget_works(w, c);
     if (c->job == NULL && c->on->on_close != NULL) {
         c->on->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
     }
@@ -5108,7 +5188,8 @@ static void netsrv__conn_send_fin(netsrv__worker *w, netsrv_conn *c) {
 static bool netsrv__conn_quiet(const netsrv_conn *c) {
     return c->state <= NETSRV__HALF && c->out.bytes + c->sending == 0 && c->input == NULL &&
            (c->flags & (NETSRV__FRESH | NETSRV__PAUSED)) == 0 &&
-           (c->job == NULL || (!c->job->lent && c->job->owed == 0));
+           (c->job == NULL || (!c->job->lent && c->job->owed == 0)) &&
+           !netsrv__conn_has_work(c->worker, c);
 }
 
 static void netsrv__conn_step_close(netsrv__worker *w, netsrv_conn *c) {
@@ -8161,7 +8242,7 @@ static netsrv__hand *netsrv__jobs_call_hand(netsrv__pool *p) {
 /* How many of `wanted` jobs may be posted now. Less than that: the worker is woken when there is
  * room again. Where each connection has its thread, nobody waits for another's. */
 static size_t netsrv__jobs_reserve(netsrv__pool *p, size_t wanted) {
-    const size_t max = p->srv->cfg.jobs_max_count;
+    const size_t max = p->max;
     pthread_mutex_lock(&p->lock);
     const size_t room = max > p->count ? max - p->count : 0;
     const size_t granted = wanted < room || p->own ? wanted : room;
@@ -8335,7 +8416,7 @@ static bool netsrv__jobs_retire(netsrv__pool *p, netsrv__hand *hand) {
 /* False when the time is over. Under the lock. */
 static bool netsrv__jobs_idle(netsrv__pool *p, netsrv__hand *hand) {
     const uint32_t idle_ms = p->srv->cfg.handler_idle_ms;
-    const bool ends = p->own && idle_ms != NETSRV_OFF;
+    const bool ends = p->lazy && idle_ms != NETSRV_OFF;
     const uint64_t until_us = netsrv__sys_now_us() + (uint64_t)idle_ms * 1000u;
     hand->idle_next = p->idle;
     p->idle = hand;
@@ -8384,13 +8465,31 @@ static bool netsrv__jobs_last(const netsrv__job *job) {
     return job->call == NETSRV__CALL_CLOSE || (job->call == NETSRV__CALL_OPEN && job->skipped);
 }
 
+/* Runs an item and reports it: from then on it is its owner's. True if its thread is free then for
+ * another connection. */
+static bool netsrv__jobs_run_item(netsrv__hand *hand, netsrv__item *item) {
+    bool last = true;
+    if (item->is_work) {
+        netsrv__work *x = (netsrv__work *)(void *)item;
+        if (!atomic_load_explicit(&x->skipped, memory_order_relaxed)) {
+            x->work(x->arg);
+        }
+    } else {
+        netsrv__job *job = (netsrv__job *)(void *)item;
+        netsrv__jobs_run(hand, job);
+        last = netsrv__jobs_last(job);
+    }
+    netsrv__mailbox_report(item, true);
+    return last;
+}
+
 /* Takes and runs one item. Under the lock, which is given up meanwhile. */
 static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
-    netsrv__job *job = (netsrv__job *)(void *)netsrv__jobs_next(p, hand);
-    if (job == NULL) {
+    netsrv__item *item = netsrv__jobs_next(p, hand);
+    if (item == NULL) {
         return false;
     }
-    const bool room = p->held && p->count <= p->srv->cfg.jobs_max_count / 2;
+    const bool room = p->held && p->count <= p->max / 2;
     p->held = p->held && !room;
     netsrv__hand *other = netsrv__jobs_call_hand(p);
     pthread_mutex_unlock(&p->lock);
@@ -8398,9 +8497,7 @@ static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
     if (room) {
         netsrv__jobs_wake_workers(p->srv);
     }
-    netsrv__jobs_run(hand, job);
-    const bool last = netsrv__jobs_last(job);
-    netsrv__mailbox_report(&job->item, true); /* from here on, the job is the owner's */
+    const bool last = netsrv__jobs_run_item(hand, item);
     pthread_mutex_lock(&p->lock);
     hand->bound = hand->bound && !last;
     return true;
@@ -8458,32 +8555,33 @@ static int netsrv__jobs_add_hand(netsrv__pool *p) {
     return error;
 }
 
-/* Whether one more thread is to be created: with `own` only if more items wait than threads are
+/* Whether one more thread is to be created: of lazy ones only if more items wait than threads are
  * already on their way to them. */
-static bool netsrv__jobs_claim(netsrv__pool *p, bool own) {
+static bool netsrv__jobs_claim(netsrv__pool *p) {
     unsigned waiting = 0;
     pthread_mutex_lock(&p->lock);
     for (const netsrv__item *item = p->head; item != NULL && waiting <= p->starting;) {
         item = item->next;
         waiting++;
     }
-    const bool claimed = p->threads < p->size && (!own || waiting > p->starting);
+    const bool missing = p->idle == NULL && waiting > p->starting;
+    const bool claimed = p->threads < p->size && (!p->lazy || missing || p->threads == 0);
     p->threads += claimed ? 1 : 0;
     p->starting += claimed ? 1 : 0;
     pthread_mutex_unlock(&p->lock);
     return claimed;
 }
 
-/* place = OWN_THREAD: as many threads as connections that wait for one. What cannot be created is
- * waited for: a connection gets the thread of the next one that ends. */
+/* Threads that come when they are needed: as many as items that wait for one. What cannot be
+ * created is waited for: the item gets the next thread that is free. */
 static void netsrv__jobs_grow(netsrv__pool *p) {
     int error = 0;
-    while (p->own && error == 0 && netsrv__jobs_claim(p, true)) {
+    while (p->lazy && error == 0 && netsrv__jobs_claim(p)) {
         error = netsrv__jobs_add_hand(p);
     }
     if (error != 0 && netsrv__accept_may_log(p->srv)) {
         netsrv__log_line(&p->srv->cfg, NETSRV_LOG_WARN,
-                         "cannot create a handler thread: %s; the connection waits for another's",
+                         "cannot create a handler thread: %s; what waits for it waits for another",
                          strerror(error));
     }
 }
@@ -8717,8 +8815,102 @@ static void netsrv__jobs_finish(netsrv__worker *w, netsrv__job *job) {
     netsrv__conn_settle(w, c);
 }
 
-/* A job has come back, or sends ahead what its callback flushed. */
+/* ---- netsrv_offload ---- */
+
+/* 0 or an errno: there is no thread, and none can be created. */
+static int netsrv__jobs_post_work(netsrv__pool *p, netsrv__work *x) {
+    int error = 0;
+    pthread_mutex_lock(&p->lock);
+    const bool none = p->threads == 0;
+    pthread_mutex_unlock(&p->lock);
+    if (none && netsrv__jobs_claim(p)) {
+        error = netsrv__jobs_add_hand(p);
+    }
+    if (error != 0) {
+        return error;
+    }
+    x->posted = true;
+    x->item.next = NULL;
+    netsrv__jobs_reserve(p, 1);
+    netsrv__jobs_append(p, &x->item, 0);
+    netsrv__jobs_grow(p);
+    return 0;
+}
+
+/* The first of a connection's works in order, or of those that wait for their turn. */
+static netsrv__work *netsrv__jobs_ordered(netsrv__worker *w, netsrv_id id, bool posted) {
+    const netsrv__link *head = &w->own.works;
+    for (netsrv__link *node = head->next; node != head; node = node->next) {
+        netsrv__work *x = (netsrv__work *)(void *)((char *)node - offsetof(netsrv__work, link));
+        if (x->ordered && x->id == id && x->posted == posted) {
+            return x;
+        }
+    }
+    return NULL;
+}
+
+static netsrv__work *netsrv__jobs_find_work(netsrv__worker *w, netsrv_task task) {
+    const netsrv__link *head = &w->own.works;
+    for (netsrv__link *node = head->next; node != head; node = node->next) {
+        netsrv__work *x = (netsrv__work *)(void *)((char *)node - offsetof(netsrv__work, link));
+        if (x->task == task) {
+            return x;
+        }
+    }
+    return NULL;
+}
+
+static netsrv_result netsrv__jobs_offload(netsrv__worker *w, const netsrv__work *what,
+                                          netsrv_task *task) {
+    if (w->own.work_count >= w->cfg->offload_max_count) {
+        return NETSRV_QUEUE_FULL;
+    }
+    netsrv__work *x = netsrv__mem_alloc(w->cfg, sizeof *x);
+    if (x == NULL) {
+        return NETSRV_NO_MEMORY;
+    }
+    *x = *what;
+    x->item.owner = w;
+    x->item.is_work = true;
+    x->task = ++w->next_task * NETSRV_WORKERS_MAX + w->index;
+    const bool waits = x->ordered && netsrv__jobs_ordered(w, x->id, true) != NULL;
+    if (!waits && netsrv__jobs_post_work(w->srv->offload, x) != 0) {
+        netsrv__mem_free(w->cfg, x, sizeof *x);
+        return NETSRV_SYSTEM;
+    }
+    netsrv__util_list_append(&w->own.works, &x->link);
+    w->own.work_count++;
+    *task = x->task;
+    return NETSRV_OK;
+}
+
+/* Posting the next in order cannot fail: the last thread stays. */
+static void netsrv__jobs_work_done(netsrv__worker *w, netsrv__work *x) {
+    const netsrv__work done = *x;
+    netsrv_conn *c = netsrv__conn_of_id(w, done.id);
+    netsrv__util_list_remove(&x->link);
+    w->own.work_count--;
+    netsrv__mem_free(w->cfg, x, sizeof *x);
+    netsrv__work *next = done.ordered ? netsrv__jobs_ordered(w, done.id, false) : NULL;
+    if (next != NULL) {
+        netsrv__jobs_post_work(w->srv->offload, next);
+    }
+    if (c == NULL || c->state > NETSRV__HALF) {
+        done.done(NULL, done.arg, done.revoked ? NETSRV_CANCELLED : NETSRV_GONE);
+        return;
+    }
+    netsrv__conn_enter(w, c, NULL, 0);
+    done.done(c, done.arg, done.revoked ? NETSRV_CANCELLED : NETSRV_OK);
+    netsrv__conn_leave(w, c);
+    netsrv__conn_settle(w, c);
+}
+
+/* A job has come back, or sends ahead what its callback flushed; or a piece of work is done. */
 static void netsrv__jobs_on_report(netsrv__worker *w, netsrv__item *item) {
+    if (item->is_work) {
+        netsrv__jobs_work_done(w, (netsrv__work *)(void *)item);
+        return;
+    }
     netsrv__job *job = (netsrv__job *)(void *)item;
     netsrv__out parts;
     pthread_mutex_lock(&w->mailbox.lock);
@@ -8758,12 +8950,12 @@ static void netsrv__jobs_close(netsrv__pool *p) {
 
 /* Starts all threads, or none. Those of connections come with them. */
 static int netsrv__jobs_open(netsrv__pool *p) {
-    const unsigned threads = p->own ? 1 : p->size;
+    const unsigned threads = p->lazy ? p->own : p->size;
     int error = 0;
     p->closing = false;
     p->waking = false;
     p->held = false;
-    for (unsigned i = 0; i < threads && error == 0 && netsrv__jobs_claim(p, false); i++) {
+    for (unsigned i = 0; i < threads && error == 0 && netsrv__jobs_claim(p); i++) {
         error = netsrv__jobs_add_hand(p);
     }
     if (error != 0) {
@@ -8772,7 +8964,8 @@ static int netsrv__jobs_open(netsrv__pool *p) {
     return error;
 }
 
-static netsrv__pool *netsrv__jobs_create(netsrv_server *srv) {
+static netsrv__pool *netsrv__jobs_create(netsrv_server *srv, bool offload) {
+    const netsrv_config *cfg = &srv->cfg;
     netsrv__pool *p = netsrv__mem_zeroed(&srv->cfg, 1, sizeof *p);
     if (p == NULL) {
         return NULL;
@@ -8783,8 +8976,10 @@ static netsrv__pool *netsrv__jobs_create(netsrv_server *srv) {
     }
     netsrv__util_list_init(&p->all);
     p->srv = srv;
-    p->size = srv->cfg.handler_threads;
-    p->own = srv->cfg.place == NETSRV_PLACE_OWN_THREAD;
+    p->size = offload ? cfg->offload_threads : cfg->handler_threads;
+    p->max = offload ? SIZE_MAX : cfg->jobs_max_count;
+    p->own = !offload && cfg->place == NETSRV_PLACE_OWN_THREAD;
+    p->lazy = offload || p->own;
     return p;
 }
 
@@ -9033,7 +9228,7 @@ static void netsrv__worker_force(netsrv__worker *w) {
 /* Nothing here, nothing on the way, and from now on nothing will be sent here. */
 static bool netsrv__worker_finished(netsrv__worker *w) {
     return atomic_load(&w->srv->swept) && atomic_load(&w->load) == 0 &&
-           w->own.slab.live == 0 && netsrv__mailbox_shut(&w->mailbox);
+           w->own.slab.live == 0 && w->own.work_count == 0 && netsrv__mailbox_shut(&w->mailbox);
 }
 
 /* False when the thread has nothing left to do. */
@@ -9129,6 +9324,7 @@ static int netsrv__worker_open(netsrv__worker *w) {
     w->own.random = w->srv->seed[0] ^ ((uint64_t)(w->index + 1) * UINT64_C(0x9e3779b97f4a7c15));
     w->own.random += w->own.random == 0 ? 1 : 0;
     netsrv__timer_init(&w->own.wheel, w->own.now_ms);
+    netsrv__util_list_init(&w->own.works);
     netsrv__timer_init(&w->own.timers, w->own.now_ms);
     netsrv__util_list_init(&w->own.due);
     netsrv__util_list_init(&w->own.dials);
@@ -9381,11 +9577,12 @@ static netsrv_result netsrv__server_init_threads(netsrv_server *srv, netsrv_erro
     netsrv_result result = NETSRV_OK;
     srv->group_count = srv->cfg.workers + (acceptors != 0 ? 1 : 0);
     srv->thread_count = srv->cfg.workers + acceptors;
-    srv->pool = srv->cfg.handler_threads != 0 ? netsrv__jobs_create(srv) : NULL;
+    srv->pool = srv->cfg.handler_threads != 0 ? netsrv__jobs_create(srv, false) : NULL;
+    srv->offload = netsrv__jobs_create(srv, true);
     srv->groups = netsrv__mem_zeroed(&srv->cfg, srv->group_count, sizeof *srv->groups);
     srv->workers = netsrv__mem_zeroed(&srv->cfg, srv->thread_count, sizeof *srv->workers);
     if (srv->groups == NULL || srv->workers == NULL ||
-        (srv->cfg.handler_threads != 0 && srv->pool == NULL)) {
+        (srv->cfg.handler_threads != 0 && srv->pool == NULL) || srv->offload == NULL) {
         return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
     }
     for (unsigned i = 0; i < srv->group_count && result == NETSRV_OK; i++) {
@@ -9426,6 +9623,7 @@ static void netsrv__server_free(netsrv_server *srv) {
         pthread_mutex_destroy(&srv->groups[i].lock);
     }
     netsrv__jobs_destroy(srv->pool, &cfg);
+    netsrv__jobs_destroy(srv->offload, &cfg);
     netsrv__mem_free(&cfg, srv->workers, srv->thread_count * sizeof *srv->workers);
     netsrv__mem_free(&cfg, srv->groups, srv->group_count * sizeof *srv->groups);
     for (unsigned i = 0; i < srv->listener_count; i++) {
@@ -9512,6 +9710,7 @@ static void netsrv__server_join(netsrv_server *srv) {
     if (srv->pool != NULL) {
         netsrv__jobs_close(srv->pool);
     }
+    netsrv__jobs_close(srv->offload);
     srv->started = false;
     for (unsigned i = 0; i < srv->group_count; i++) {
         netsrv__mailbox_wake_drain(&srv->groups[i].wake); /* later ones are for the next start */
@@ -9542,6 +9741,7 @@ static void netsrv__server_cancel(netsrv_server *srv) {
 
 static netsrv_result netsrv__server_create_hands(netsrv_server *srv, netsrv_error *error) {
     const int failed = srv->pool != NULL ? netsrv__jobs_open(srv->pool) : 0;
+    netsrv__jobs_open(srv->offload); /* no thread yet */
     if (failed == 0) {
         return NETSRV_OK;
     }
@@ -9748,6 +9948,8 @@ static void netsrv__defaults_fill(netsrv_config *c) {
     c->handler_stack_bytes = netsrv__defaults_or(c->handler_stack_bytes, 1u << 20);
     c->handler_idle_ms = netsrv__defaults_or(c->handler_idle_ms, 10000);
     c->jobs_max_count = netsrv__defaults_or(c->jobs_max_count, 4096);
+    c->offload_threads = netsrv__defaults_or(c->offload_threads, 4);
+    c->offload_max_count = netsrv__defaults_or(c->offload_max_count, 1024);
     c->keep_line_end = c->keep_line_end != NETSRV_DEFAULT ? c->keep_line_end : NETSRV_DISABLE;
     netsrv__defaults_fill_framing(c);
     c->max_conns = netsrv__defaults_or(c->max_conns, 1000000);
@@ -9792,6 +9994,8 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
         {"handler_threads", c->handler_threads, NETSRV_HANDLERS_MAX},
         {"handler_stack_bytes", c->handler_stack_bytes, 1u << 30},
         {"jobs_max_count", c->jobs_max_count, 1u << 24},
+        {"offload_threads", c->offload_threads, NETSRV_HANDLERS_MAX},
+        {"offload_max_count", c->offload_max_count, 1u << 24},
         {"max_conns", c->max_conns, any},
         {"max_conns_per_address", c->max_conns_per_address, any},
         {"max_accepts_per_second", c->max_accepts_per_second, any},
@@ -10594,6 +10798,42 @@ NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *s
     stats->bytes_in = c->bytes_in;
     stats->bytes_out = c->bytes_out;
     stats->queued_bytes = netsrv__conn_queued(c->worker, c) + c->sending;
+}
+
+/* ---- work on another thread ---- */
+
+NETSRV_API netsrv_result netsrv_offload(netsrv_conn *c, void (*work)(void *arg),
+                                        void (*done)(netsrv_conn *c, void *arg,
+                                                     netsrv_result result),
+                                        void *arg, unsigned flags, netsrv_task *task) {
+    netsrv_task ignored;
+    netsrv__worker *w = netsrv__self;
+    if (work == NULL || done == NULL || (flags & ~NETSRV_ORDERED) != 0) {
+        return NETSRV_BAD_ARGUMENT;
+    }
+    if (w == NULL || !w->serves || c->worker != w) {
+        return NETSRV_BAD_THREAD;
+    }
+    if (c->state > NETSRV__HALF) {
+        return NETSRV_GONE;
+    }
+    const netsrv__work what = {.id = netsrv__conn_id(c), .ordered = (flags & NETSRV_ORDERED) != 0,
+                               .work = work, .done = done, .arg = arg};
+    return netsrv__jobs_offload(w, &what, task != NULL ? task : &ignored);
+}
+
+NETSRV_API netsrv_result netsrv_cancel(netsrv_server *s, netsrv_task task) {
+    netsrv__worker *w = netsrv__self;
+    if (w == NULL || w->srv != s || !w->serves || task % NETSRV_WORKERS_MAX != w->index) {
+        return NETSRV_BAD_THREAD;
+    }
+    netsrv__work *x = netsrv__jobs_find_work(w, task);
+    if (x == NULL) {
+        return NETSRV_GONE;
+    }
+    x->revoked = true;
+    atomic_store_explicit(&x->skipped, true, memory_order_relaxed);
+    return NETSRV_OK;
 }
 
 /* ---- timers ---- */

@@ -213,6 +213,21 @@ through() {
     [ $any = yes ] || skip "no curl, redis-benchmark or socat here"
 }
 
+@test "slow_handler: three ways not to wait for another's slow request" {
+    local way
+    for way in pool own offload; do
+        ADDR=unix:$(new_dir u)/sock
+        spawn "$BUILT/examples/slow_handler" $way "$ADDR" 2
+        until_true test -S "${ADDR#unix:}"
+        hold 1 -- C 'Sslow\nquick\n' U 'Rdone\nquick\n' F E
+        client -q -n 10 -d 1500 "$ADDR" C 'Squick\n' 'Rquick\n' F E
+        let_go
+        kill -TERM "$PID"
+        exit_code "$DIR"
+        clean "$DIR"
+    done
+}
+
 @test "embed: asks itself and ends with 0" {
     spawn "$BUILT/examples/embed"
     [ "$(exit_code "$DIR")" = 0 ] || fail "$(cat "$DIR/out" "$DIR/err")"

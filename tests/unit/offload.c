@@ -1,0 +1,261 @@
+/* offload.c: pieces of work on other threads; what becomes of them when their connection ends. */
+#include "../seam.h"
+
+#include "rig.h"
+
+static atomic_int gate_open;
+static atomic_int begun;
+static atomic_int finished; /* works */
+static atomic_int told[NETSRV_RESULT_COUNT];
+static _Atomic netsrv_task last_task;
+
+typedef struct errand {
+    char text[8];
+    netsrv_id id;
+    pthread_t worker;
+    int ran;
+} errand;
+
+static void reset(bool open) {
+    atomic_store(&gate_open, open);
+    atomic_store(&begun, 0);
+    atomic_store(&finished, 0);
+    for (int i = 0; i < NETSRV_RESULT_COUNT; i++) {
+        atomic_store(&told[i], 0);
+    }
+}
+
+static void work(void *arg) {
+    errand *e = arg;
+    CHECK(!pthread_equal(pthread_self(), e->worker));
+    atomic_fetch_add(&begun, 1);
+    WAIT_FOR(20000, atomic_load(&gate_open) != 0);
+    e->ran++;
+    atomic_fetch_add(&finished, 1);
+}
+
+static void done(netsrv_conn *c, void *arg, netsrv_result result) {
+    errand *e = arg;
+    CHECK(pthread_equal(pthread_self(), e->worker));
+    CHECK_EQ(c == NULL, result == NETSRV_GONE);
+    if (result == NETSRV_OK) {
+        CHECK_EQ(e->ran, 1);
+        CHECK(netsrv_get_id(c) == e->id);
+        netsrv_send(c, e->text, 1);
+    }
+    atomic_fetch_add(&told[result], 1);
+    free(e);
+}
+
+/* One piece of work for each byte: capital letters in order. */
+static size_t send_away(netsrv_conn *c, const void *data, size_t n) {
+    const char *at = data;
+    for (size_t i = 0; i < n; i++) {
+        errand *e = calloc(1, sizeof *e);
+        REQUIRE(e != NULL);
+        e->text[0] = at[i];
+        e->id = netsrv_get_id(c);
+        e->worker = pthread_self();
+        netsrv_task task = 0;
+        const bool ordered = at[i] >= 'A' && at[i] <= 'Z';
+        const netsrv_result result = netsrv_offload(c, work, done, e,
+                                                    ordered ? NETSRV_ORDERED : 0, &task);
+        atomic_store(&last_task, task);
+        if (result != NETSRV_OK) {
+            CHECK(result == NETSRV_QUEUE_FULL || result == NETSRV_SYSTEM ||
+                  result == NETSRV_NO_MEMORY);
+            netsrv_send(c, "!", 1);
+            free(e);
+        }
+    }
+    return n;
+}
+
+static netsrv_config offload_config(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 1);
+    cfg.on_data = send_away;
+    cfg.linger_timeout_ms = 50;
+    cfg.handler_idle_ms = 60;
+    cfg.offload_threads = 3;
+    return cfg;
+}
+
+static void comes_back(netsrv_backend b) {
+    const netsrv_config cfg = offload_config(b);
+    char text[51];
+    reset(true);
+    netsrv_server *s = rig_start(&cfg);
+    const int threads = check_count_threads();
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    for (int i = 0; i < 50; i++) {
+        text[i] = (char)('A' + i % 26);
+    }
+    text[50] = '\0';
+    CHECK(peer_say(fd, text) && peer_gets(fd, text));
+    char back[26];
+    CHECK(peer_say(fd, "abcdefghijklmnopqrstuvwxyz") && peer_recv(fd, back, 26) == 26);
+    for (int i = 0; i < 26; i++) {
+        CHECK(memchr(back, 'a' + i, 26) != NULL);
+    }
+    CHECK_WITHIN(5000, check_count_threads() == threads + 1);
+    CHECK_EQ(atomic_load(&told[NETSRV_OK]), 76);
+    close(fd);
+    rig_stop(s, 1000);
+}
+
+static void side_by_side(netsrv_backend b) {
+    const netsrv_config cfg = offload_config(b);
+    reset(false);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "abAcB"));
+    CHECK_WITHIN(5000, atomic_load(&begun) == 3);
+    CHECK(peer_silent(fd, 20));
+    CHECK_EQ(atomic_load(&begun), 3);
+    atomic_store(&gate_open, 1);
+    CHECK_EQ(peer_skip(fd, 5), 5);
+    close(fd);
+    rig_stop(s, 1000);
+}
+
+/* The connection ends while one runs and others wait: those are not begun, and `done` learns it. */
+static void connection_gone(netsrv_backend b) {
+    const netsrv_config cfg = offload_config(b);
+    reset(false);
+    netsrv_server *s = rig_start(&cfg);
+    const uint16_t port = netsrv_get_port(s, 0);
+    const int fd = peer_connect(port);
+    CHECK(peer_say(fd, "ABCDEF"));
+    CHECK_WITHIN(5000, atomic_load(&begun) == 1);
+    peer_reset(fd);
+    CHECK_WITHIN(5000, rig_closes() == 1);
+    const int next = peer_connect(port);
+    CHECK_WITHIN(5000, rig_opens() == 2);
+    atomic_store(&gate_open, 1);
+    CHECK_WITHIN(5000, atomic_load(&told[NETSRV_GONE]) == 6);
+    CHECK_EQ(atomic_load(&begun), 1);
+    CHECK(peer_silent(next, 30));
+    CHECK(peer_say(next, "x") && peer_gets(next, "x"));
+    close(next);
+    rig_stop(s, 1000);
+}
+
+static void cancel_last(netsrv_server *s, unsigned worker, void *arg) {
+    (void)worker;
+    CHECK_EQ(netsrv_cancel(s, last_task), NETSRV_OK);
+    CHECK_EQ(netsrv_cancel(s, last_task + NETSRV_WORKERS_MAX), NETSRV_GONE);
+    atomic_fetch_add((atomic_int *)arg, 1);
+}
+
+static void cancelled(netsrv_backend b) {
+    const netsrv_config cfg = offload_config(b);
+    atomic_int posts = 0;
+    reset(false);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "AB"));
+    CHECK_WITHIN(5000, atomic_load(&begun) == 1);
+    CHECK_EQ(netsrv_cancel(s, last_task), NETSRV_BAD_THREAD);
+    CHECK_EQ(netsrv_post(s, 0, cancel_last, &posts), NETSRV_OK);
+    CHECK_WITHIN(5000, atomic_load(&posts) == 1);
+    atomic_store(&gate_open, 1);
+    CHECK_WITHIN(5000, atomic_load(&told[NETSRV_CANCELLED]) == 1);
+    CHECK(peer_gets(fd, "A"));
+    CHECK_EQ(atomic_load(&begun), 1);
+    close(fd);
+    rig_stop(s, 1000);
+}
+
+static void at_the_bound(netsrv_backend b) {
+    netsrv_config cfg = offload_config(b);
+    cfg.offload_max_count = 4;
+    reset(false);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "abcdef"));
+    CHECK(peer_gets(fd, "!!"));
+    atomic_store(&gate_open, 1);
+    CHECK_EQ(peer_skip(fd, 4), 4);
+    CHECK(peer_say(fd, "a") && peer_gets(fd, "a"));
+    close(fd);
+    rig_stop(s, 1000);
+}
+
+static void without_threads(netsrv_backend b) {
+    const netsrv_config cfg = offload_config(b);
+    reset(true);
+    seam_reset(0);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    seam_fail_next("pthread_create", EAGAIN, SEAM_FOREVER);
+    CHECK(peer_say(fd, "a") && peer_gets(fd, "!"));
+    seam_fail_stop();
+    CHECK(peer_say(fd, "a") && peer_gets(fd, "a"));
+    close(fd);
+    rig_stop(s, 1000);
+}
+
+static void stop_waits(netsrv_backend b, bool in_time) {
+    const netsrv_config cfg = offload_config(b);
+    reset(false);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "AB"));
+    CHECK_WITHIN(5000, atomic_load(&begun) == 1);
+    netsrv_stop(s, in_time ? 20000 : 0);
+    CHECK_EQ(netsrv_wait_for(s, 60), NETSRV_TIMED_OUT);
+    atomic_store(&gate_open, 1);
+    if (in_time) {
+        CHECK(peer_gets(fd, "AB"));
+    }
+    rig_end(s);
+    close(fd);
+    CHECK_EQ(atomic_load(&told[in_time ? NETSRV_OK : NETSRV_GONE]), 2);
+    CHECK_EQ(atomic_load(&begun), in_time ? 2 : 1);
+}
+
+static size_t refused_data(netsrv_conn *c, const void *data, size_t n) {
+    CHECK_EQ(netsrv_offload(c, work, done, NULL, 0, NULL), NETSRV_BAD_THREAD);
+    return rig_on_data(c, data, n);
+}
+
+static size_t wrong_data(netsrv_conn *c, const void *data, size_t n) {
+    CHECK_EQ(netsrv_offload(c, NULL, done, NULL, 0, NULL), NETSRV_BAD_ARGUMENT);
+    CHECK_EQ(netsrv_offload(c, work, NULL, NULL, 0, NULL), NETSRV_BAD_ARGUMENT);
+    CHECK_EQ(netsrv_offload(c, work, done, NULL, 2, NULL), NETSRV_BAD_ARGUMENT);
+    rig_on_data(c, data, n);
+    netsrv_close(c);
+    CHECK_EQ(netsrv_offload(c, work, done, NULL, 0, NULL), NETSRV_GONE);
+    return n;
+}
+
+static void refusals(netsrv_backend b) {
+    netsrv_config cfg = offload_config(b);
+    cfg.on_data = wrong_data;
+    netsrv_server *s = rig_start(&cfg);
+    CHECK(peer_served(netsrv_get_port(s, 0)));
+    rig_stop(s, 1000);
+    cfg.on_data = refused_data;
+    cfg.handler_threads = 1;
+    s = rig_start(&cfg);
+    CHECK(peer_served(netsrv_get_port(s, 0)));
+    rig_stop(s, 1000);
+}
+
+static void cases(netsrv_backend b) {
+    CASE("work comes back, in order where asked", comes_back(b));
+    CASE("side by side", side_by_side(b));
+    CASE("the connection is gone", connection_gone(b));
+    CASE("cancelled", cancelled(b));
+    CASE("at the bound", at_the_bound(b));
+    CASE("no thread", without_threads(b));
+    CASE("a stop waits for work", stop_waits(b, true));
+    CASE("a stop cannot end work", stop_waits(b, false));
+    CASE("refused", refusals(b));
+}
+
+int main(int argc, char **argv) {
+    check_begin(argc, argv);
+    rig_each_backend(cases);
+    return check_end();
+}
