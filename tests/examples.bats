@@ -46,7 +46,7 @@ example() {
     client -q "$ADDR" C "$ask" 'Sy\n' L 'Shello\n' 'S/quit\n' M
     kill -TERM "$PID"
     let_go
-    stop
+    stopped
 }
 
 @test "http_hello: our client: keep-alive, pipelining, HEAD, errors" {

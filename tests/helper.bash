@@ -111,10 +111,16 @@ clean() {
 
 # stop [DIR]: a graceful stop; the exit code must be 0 and stderr clean.
 stop() {
-    local dir=${1:-$DIR} code
+    local dir=${1:-$DIR}
     if ! ended "$dir"; then
         kill -TERM "$(cat "$dir/pid")" 2>/dev/null || true
     fi
+    stopped "$dir"
+}
+
+# stopped [DIR]: the same where the signal was sent before; a second one would mean "at once".
+stopped() {
+    local dir=${1:-$DIR} code
     code=$(exit_code "$dir") || return 1
     clean "$dir" || return 1
     if [ "$code" != 0 ]; then

@@ -120,5 +120,5 @@ scenario_zz_stop_serves_who_is_connected() {
     kill -TERM "$PID"
     thaw
     let_go
-    stop
+    stopped
 }
