@@ -192,11 +192,12 @@
        - With framing, a callback thread shows lines of one connection for a millisecond; then it
          is at the end of the queue, behind all others.
 
-       on_worker_start, on_worker_stop and netsrv_post stay on the workers. A stop leaves callbacks
-       the time it was given. Then the connections are reset, callbacks that have not begun are
-       dropped, and those that run are waited for: a thread cannot be ended from outside. All else
-       has ended by then; netsrv_wait_for tells a program that will not wait for ever, and such a
-       program can only exit.
+       on_worker_start, on_worker_stop and netsrv_post stay on the workers. So do timers, foreign
+       descriptors and the beginning of outgoing connections: callbacks that run elsewhere are told
+       BAD_THREAD and post to a worker. A stop leaves callbacks the time it was given. Then the
+       connections are reset, callbacks that have not begun are dropped, and those that run are
+       waited for: a thread cannot be ended from outside. All else has ended by then.
+       netsrv_wait_for tells a program that will not wait for ever; it can only exit.
 
        netsrv_offload is for one piece of work in a handler that else runs on its worker: a lookup,
        a hash. It runs on a thread of its own kind, and `done` back on the worker; a connection that
