@@ -228,6 +228,28 @@ through() {
     done
 }
 
+@test "control_fifo: a line for the FIFO goes to every client; quit ends" {
+    local fifo file
+    fifo=$(new_dir fifo)/fifo
+    file=$(new_dir port)/port
+    spawn "$BUILT/examples/control_fifo" "$fifo" 127.0.0.1:0 "$file"
+    ln -s "$file" "$DIR/port"
+    wait_ready "$DIR"
+    ADDR=127.0.0.1:$(head -n 1 "$DIR/port")
+    hold 20 -- C Sx U 'Rhello\nagain\n' E
+    sent() { grep -q 'held' "$HOLD_DIR/out"; }
+    until_true sent
+    printf 'hello\n' >"$fifo"
+    printf 'aga' >"$fifo"
+    printf 'in\n' >"$fifo"
+    open_gate
+    printf 'quit\n' >"$fifo"
+    [ "$(exit_code "$DIR")" = 0 ]
+    [ "$(exit_code "$HOLD_DIR")" = 0 ] || fail "$(cat "$HOLD_DIR/err")"
+    [ ! -e "$fifo" ]
+    clean "$DIR"
+}
+
 @test "embed: asks itself and ends with 0" {
     spawn "$BUILT/examples/embed"
     [ "$(exit_code "$DIR")" = 0 ] || fail "$(cat "$DIR/out" "$DIR/err")"
