@@ -206,7 +206,8 @@
        Which? Handlers that compute or answer from memory: on the workers. Some that call a slow
        database: handler_threads. Code written for one client, or libraries that want a thread of
        their own: own_thread. One slow step among quick ones: netsrv_offload. A pool costs about 2
-       microseconds of CPU a message.
+       microseconds of CPU a message; a thread for each connection, which is woken for each
+       message, ten and more.
 
    INPUT
 
