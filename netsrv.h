@@ -1039,14 +1039,14 @@ NETSRV_API netsrv_result netsrv_send_owned(netsrv_conn *c, const void *data, siz
  * called as above. The bytes count for the marks, but not for queue_max_bytes. A file that turns
  * out shorter ends the connection with FILE_SHORT, one that cannot be read with ERROR; both by a
  * reset, so that the peer does not take a part for the whole. BAD_ARGUMENT: more bytes than half of
- * what a size_t can count.
+ * what a size_t can count, or behind more than a quarter of that in the queue.
  * thread: owner   callback: yes (in on_close: GONE) */
 NETSRV_API netsrv_result netsrv_send_file(netsrv_conn *c, int fd, uint64_t offset, uint64_t n,
                                           void (*release)(void *arg), void *arg);
 
 /* Holds back what is sent until netsrv_uncork, netsrv_shutdown or netsrv_close, or until it is
- * above the high mark. For a reply that comes about in several callbacks; what one callback sends
- * leaves together anyway.
+ * above the high mark; what waits for the peer already goes on. For a reply that comes about in
+ * several callbacks; what one callback sends leaves together anyway.
  * thread: owner   callback: yes */
 NETSRV_API void netsrv_cork(netsrv_conn *c);
 NETSRV_API void netsrv_uncork(netsrv_conn *c);
@@ -5249,6 +5249,9 @@ static netsrv__frame_found netsrv__conn_split(netsrv__worker *w, netsrv_conn *c,
     memset(f, 0, sizeof *f);
     f->n = length;
     f->end = length;
+    if (c->state != NETSRV__OPEN) {
+        return NETSRV__FRAME_MORE; /* it has ended the connection */
+    }
     if (length == NETSRV_SPLIT_BAD) {
         return NETSRV__FRAME_BAD;
     }
@@ -5415,15 +5418,25 @@ static void netsrv__conn_input(netsrv__worker *w, netsrv_conn *c, const unsigned
     }
 }
 
+/* What might have become the end of a line is a part of this one, which may be too long by that. */
+static void netsrv__conn_show_last(netsrv__worker *w, netsrv_conn *c) {
+    const netsrv__input *in = c->input;
+    const size_t n = in->end - in->begin;
+    if (n > w->cfg->input_max_bytes) {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_LINE_TOO_LONG);
+        return;
+    }
+    netsrv__conn_enter(w, c, NULL, 0);
+    c->on->on_frame(c, in->bytes + in->begin, n);
+    netsrv__conn_leave(w, c);
+}
+
 /* The peer has finished. What would be a line if its end came is shown as one; a frame that needs
  * more bytes than there are is none. */
 static void netsrv__conn_eof(netsrv__worker *w, netsrv_conn *c) {
-    netsrv__input *in = c->input;
     netsrv__conn_set_state(c, NETSRV__HALF);
-    if (in != NULL && c->on->on_data == NULL && w->cfg->framing < NETSRV_FRAMING_FIXED) {
-        netsrv__conn_enter(w, c, NULL, 0);
-        c->on->on_frame(c, in->bytes + in->begin, in->end - in->begin);
-        netsrv__conn_leave(w, c);
+    if (c->input != NULL && c->on->on_data == NULL && w->cfg->framing < NETSRV_FRAMING_FIXED) {
+        netsrv__conn_show_last(w, c);
     }
     netsrv__conn_drop_input(w, c);
     if (c->on->on_eof != NULL && c->state == NETSRV__HALF) {
@@ -5569,7 +5582,7 @@ static void netsrv__conn_settle_unopened(netsrv__worker *w, netsrv_conn *c) {
 /* Whether there is something to send that may be sent now. */
 static bool netsrv__conn_may_send(const netsrv__worker *w, const netsrv_conn *c) {
     const bool held = (c->flags & NETSRV__CORKED) != 0 && c->out.bytes <= w->cfg->high_mark_bytes;
-    return c->state < NETSRV__CLOSING && c->out.bytes != 0 && !held &&
+    return c->state >= NETSRV__OPEN && c->state < NETSRV__CLOSING && c->out.bytes != 0 && !held &&
            (c->flags & NETSRV__BLOCKED) == 0;
 }
 
@@ -5732,10 +5745,14 @@ static void netsrv__conn_on_end(netsrv__worker *w, netsrv_conn *c, int sys_errno
     netsrv__conn_settle(w, c);
 }
 
-/* The kernel takes output again. */
+/* The kernel takes output again, also of a corked connection: what has begun to leave goes on, or
+ * on_drain, which may be what uncorks it, would never come. */
 static void netsrv__conn_on_writable(netsrv__worker *w, netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(w);
     c->flags &= ~(uint32_t)NETSRV__BLOCKED;
+    if ((c->flags & NETSRV__CORKED) != 0 && c->state < NETSRV__CLOSING) {
+        w->io->send(w, c);
+    }
     netsrv__conn_settle(w, c);
 }
 
@@ -10682,7 +10699,7 @@ NETSRV_API netsrv_result netsrv_send_file(netsrv_conn *c, int fd, uint64_t offse
     netsrv_result result = NETSRV_BAD_ARGUMENT;
     if (n == 0) {
         result = netsrv__conn_can_send(c) ? NETSRV_OK : NETSRV_GONE;
-    } else if (n <= SIZE_MAX / 2 && c->out.bytes <= SIZE_MAX / 2 && offset <= INT64_MAX / 2 &&
+    } else if (n <= SIZE_MAX / 2 && c->out.bytes <= SIZE_MAX / 4 && offset <= INT64_MAX / 2 &&
                (uint64_t)(off_t)(offset + n) == offset + n) {
         const netsrv__chunk what = {.kind = NETSRV__CHUNK_FILE, .fd = fd, .offset = offset,
                                     .end = (size_t)n, .release = release, .arg = arg};

@@ -69,6 +69,7 @@ typedef struct call {
     bool shut;   /* FIN after `first` */
     bool paused; /* until netsrv_resume */
     bool close_at_once;
+    bool flush;
     netsrv_result result;
     netsrv_id id;
     atomic_bool done; /* netsrv_dial has returned */
@@ -132,6 +133,9 @@ static void make_call(netsrv_server *s, unsigned worker, void *arg) {
         if (me->first != NULL) {
             CHECK_EQ(netsrv_send(c, me->first, strlen(me->first)),
                      there ? NETSRV_OK : NETSRV_GONE);
+        }
+        if (me->flush) {
+            CHECK_EQ(netsrv_flush(c), NETSRV_OK);
         }
         if (me->shut) {
             netsrv_shutdown(c);
@@ -220,11 +224,11 @@ static void unix_path(netsrv_backend b) {
     rig_end(s);
 }
 
-/* FIN that was asked for before there was a connection; paused from the beginning. */
+/* A flush and a FIN before there was a connection; paused from the beginning. */
 static void recorded_before_open(netsrv_backend b) {
     netsrv_config cfg = rig_config(b, 1);
     netsrv_server *s = rig_start(&cfg);
-    call shut = { .first = "all", .shut = true };
+    call shut = { .first = "all", .shut = true, .flush = true };
     call paused = { .first = "later", .paused = true };
     begin(s, &shut, "127.0.0.1:%u", netsrv_get_port(s, 0));
     expect_echo(&shut, "all");

@@ -101,6 +101,15 @@ static size_t reference_fixed(const netsrv_config *c, const unsigned char *data,
     return 0;
 }
 
+/* The last one needs no delimiter. */
+static void tell_last(const netsrv_config *c, const unsigned char *data, size_t n, told *t) {
+    if (n > c->input_max_bytes) {
+        t->end = NETSRV__FRAME_TOO_LONG;
+    } else {
+        tell(t, data, n);
+    }
+}
+
 static void reference(const netsrv_config *c, const unsigned char *data, size_t n, told *t) {
     size_t at = 0;
     size_t step = 1;
@@ -116,7 +125,7 @@ static void reference(const netsrv_config *c, const unsigned char *data, size_t 
         at += step;
     }
     if (c->framing == NETSRV_FRAMING_DELIMITER && t->end == NETSRV__FRAME_MORE && at < n) {
-        tell(t, data + at, n - at); /* the last one needs no delimiter */
+        tell_last(c, data + at, n - at, t);
     }
 }
 
@@ -281,7 +290,7 @@ static void feed(const netsrv_config *c, const unsigned char *data, const size_t
     }
     const size_t n = cuts[count - 1];
     if (c->framing == NETSRV_FRAMING_DELIMITER && t->end == NETSRV__FRAME_MORE && begin < n) {
-        tell(t, data + begin, n - begin);
+        tell_last(c, data + begin, n - begin, t);
     }
 }
 
@@ -362,7 +371,8 @@ static void limits(netsrv_backend b) {
                                       .delimiter_bytes = 2, .input_max_bytes = 5 };
     CHECK_EQ(ends_with(b, &delimited, "12345\0;", 7), NETSRV_CLOSE_PEER);
     CHECK_MEM(heard.text, heard.used, "5:12345", 7);
-    CHECK_EQ(ends_with(b, &delimited, "12345\0", 6), NETSRV_CLOSE_PEER);
+    CHECK_EQ(ends_with(b, &delimited, "1234\0", 5), NETSRV_CLOSE_PEER);
+    CHECK_MEM(heard.text, heard.used, "5:1234\0", 7);
     CHECK_EQ(ends_with(b, &delimited, "123456\0;", 8), NETSRV_CLOSE_LINE_TOO_LONG);
     CHECK_EQ(ends_with(b, &delimited, "1234567", 7), NETSRV_CLOSE_LINE_TOO_LONG);
     const netsrv_config prefixed = { .framing = NETSRV_FRAMING_LENGTH, .length_bytes = 8,
@@ -401,6 +411,51 @@ static void never_known(netsrv_backend b) {
                                    .input_max_bytes = 8 };
     CHECK_EQ(ends_with(b, &custom, "12345678", 8), NETSRV_CLOSE_PEER);
     CHECK_EQ(ends_with(b, &custom, "123456789", 9), NETSRV_CLOSE_LINE_TOO_LONG);
+}
+
+/* At the end of the stream, what might have become a delimiter is a part of the last frame. */
+static void too_long_at_the_end(netsrv_backend b, netsrv_framing framing, const char *stream,
+                                netsrv_close_reason reason) {
+    const netsrv_config f = { .framing = framing, .input_max_bytes = 5,
+                              .delimiter = framing == NETSRV_FRAMING_DELIMITER ? "\r\n" : NULL,
+                              .delimiter_bytes = framing == NETSRV_FRAMING_DELIMITER ? 2 : 0 };
+    const netsrv_config cfg = serving(b, &f);
+    netsrv_server *s = rig_start(&cfg);
+    heard.used = 0;
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, stream));
+    shutdown(fd, SHUT_WR);
+    CHECK_WITHIN(5000, rig_closes() == 1);
+    CHECK_EQ(rig_reason(reason), 1);
+    CHECK_EQ(heard.used != 0, reason == NETSRV_CLOSE_PEER);
+    close(fd);
+    rig_stop(s, 0);
+}
+
+/* A connection that `split` ends has no frames any more. */
+static size_t split_and_end(netsrv_conn *c, const void *data, size_t n) {
+    const char how = *(const char *)data;
+    (void)n;
+    if (how == 'c') {
+        netsrv_close(c);
+    } else if (how == 'a') {
+        netsrv_abort(c);
+    }
+    return 1;
+}
+
+static void split_ends(netsrv_backend b, const char *stream, netsrv_close_reason reason) {
+    const netsrv_config f = { .framing = NETSRV_FRAMING_CUSTOM, .split = split_and_end };
+    const netsrv_config cfg = serving(b, &f);
+    netsrv_server *s = rig_start(&cfg);
+    heard.used = 0;
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, stream));
+    CHECK_WITHIN(5000, rig_closes() == 1);
+    CHECK_EQ(rig_reason(reason), 1);
+    CHECK_MEM(heard.text, heard.used, "1:x", 3);
+    close(fd);
+    rig_stop(s, 0);
 }
 
 /* ---- what is refused ------------------------------------------------------------------------- */
@@ -446,6 +501,14 @@ static void all(netsrv_backend b) {
     CASE("through a server", each_framing(b));
     CASE("limits", limits(b));
     CASE("a length that is never known", never_known(b));
+    for (netsrv_framing f = NETSRV_FRAMING_LINE; f <= NETSRV_FRAMING_DELIMITER; f++) {
+        CASE("as long as may be, at the end",
+             too_long_at_the_end(b, f, "1234\r", NETSRV_CLOSE_PEER));
+        CASE("too long at the end",
+             too_long_at_the_end(b, f, "12345\r", NETSRV_CLOSE_LINE_TOO_LONG));
+    }
+    CASE("split closes", split_ends(b, "xcy", NETSRV_CLOSE_LOCAL));
+    CASE("split aborts", split_ends(b, "xay", NETSRV_CLOSE_ABORT));
 }
 
 int main(int argc, char **argv) {

@@ -444,6 +444,34 @@ static void slow_reader_of_a_file(netsrv_backend b) {
     CHECK_EQ(rig_reason(NETSRV_CLOSE_LOCAL), 1);
 }
 
+/* What is queued can be counted, also where a size_t has 32 bits. */
+static size_t queue_huge_files(netsrv_conn *c, const void *data, size_t n) {
+    netsrv_conn_stats stats;
+    uint64_t sum = 2;
+    (void)data;
+    for (int i = 0; i < 3; i++) {
+        const netsrv_result result = netsrv_send_file(c, fileno(file), 0, INT32_MAX, NULL, NULL);
+        CHECK(result == NETSRV_HIGH || (result == NETSRV_BAD_ARGUMENT && i != 0));
+        sum += result == NETSRV_HIGH ? (uint64_t)INT32_MAX : 0;
+    }
+    CHECK_EQ(netsrv_send(c, "ab", 2), NETSRV_HIGH);
+    netsrv_get_conn_stats(c, &stats);
+    CHECK_EQ(stats.queued_bytes, sum);
+    netsrv_abort(c);
+    return n;
+}
+
+static void huge_files(netsrv_backend b) {
+    netsrv_config cfg = sends_config(b);
+    cfg.on_data = queue_huge_files;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "x"));
+    CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_ABORT) == 1);
+    close(fd);
+    rig_stop(s, 1000);
+}
+
 /* ---- cork ------------------------------------------------------------------------------------ */
 
 static size_t corked(netsrv_conn *c, const void *data, size_t n) {
@@ -493,6 +521,43 @@ static void cork(netsrv_backend b) {
     check_all_returned();
 }
 
+/* What the high mark has let out goes on until the low mark, however the kernel takes it: the
+ * program, which waits for on_drain, is called, and nobody spins. */
+static size_t cork_much(netsrv_conn *c, const void *data, size_t n) {
+    (void)data;
+    netsrv_cork(c);
+    give(c, content, FILE_BYTES);
+    CHECK_EQ(netsrv_send(c, "b", 1), NETSRV_HIGH);
+    return n;
+}
+
+static void uncork_in_drain(netsrv_conn *c) {
+    netsrv_send(c, "c", 1);
+    netsrv_uncork(c);
+    rig_on_drain(c);
+}
+
+static void cork_above_the_mark(netsrv_backend b) {
+    netsrv_config cfg = sends_config(b);
+    cfg.on_data = cork_much;
+    cfg.on_drain = uncork_in_drain;
+    cfg.high_mark_bytes = FILE_BYTES - 1;
+    cfg.low_mark_bytes = 1;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect_small(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "x"));
+    CHECK_EQ(peer_skip(fd, FILE_BYTES / 2), FILE_BYTES / 2);
+    rig_poke(s);
+    const uint64_t turns = rig_total(s).turns;
+    poll(NULL, 0, 50);
+    CHECK(rig_total(s).turns - turns < 1000);
+    CHECK_EQ(peer_skip(fd, FILE_BYTES / 2), FILE_BYTES / 2);
+    CHECK(peer_gets(fd, "bc"));
+    close(fd);
+    rig_stop(s, 1000);
+    check_all_returned();
+}
+
 static void all(netsrv_backend b) {
     CASE("mixtures", mixtures(b, 0, NULL, 200));
     CASE("mixtures without sendfile", mixtures(b, 0, no_sendfile, 100));
@@ -505,7 +570,9 @@ static void all(netsrv_backend b) {
     CASE("bad files", bad_files(b));
     CASE("a file that cannot be read", read_error(b));
     CASE("a slow reader of a file", slow_reader_of_a_file(b));
+    CASE("huge files", huge_files(b));
     CASE("cork", cork(b));
+    CASE("cork above the high mark", cork_above_the_mark(b));
 }
 
 int main(int argc, char **argv) {
