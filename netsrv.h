@@ -4558,6 +4558,24 @@ static bool netsrv__conn_lent(const netsrv_conn *c) {
     return c->job != NULL && c->job->lent;
 }
 
+/* A callback runs on another thread, or is due to. */
+static bool netsrv__conn_has_job(const netsrv_conn *c) {
+    return c->job != NULL && (c->job->lent || c->job->owed != 0);
+}
+
+static bool netsrv__conn_has_work(const netsrv__worker *w, const netsrv_conn *c) {
+    const netsrv__link *head = &w->own.works;
+    for (const netsrv__link *node = head->next; w->own.work_count != 0 && node != head;
+         node = node->next) {
+        const netsrv__work *x = (const netsrv__work *)(const void *)((const char *)node -
+                                                                     offsetof(netsrv__work, link));
+        if (x->id == netsrv__conn_id(c)) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* The first reason is the one that the program is told. */
 static void netsrv__conn_note_reason(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
     if (c->reason == NETSRV_CLOSE_COUNT) {
@@ -4979,6 +4997,8 @@ static void netsrv__conn_limit_reached(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_reset(w, c, NETSRV_CLOSE_WRITE_TIMEOUT);
     } else if (c->state == NETSRV__LINGERING) {
         netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
+    } else if (netsrv__conn_has_job(c) || netsrv__conn_has_work(w, c)) {
+        c->flags &= ~(uint32_t)NETSRV__FRESH; /* on_open is slow: it has the time of the stop */
     } else {
         netsrv__conn_close(w, c, NETSRV_CLOSE_STOP);
     }
@@ -5060,19 +5080,6 @@ static void netsrv__conn_forget_works(netsrv__worker *w, const netsrv_conn *c) {
             atomic_store_explicit(&x->skipped, true, memory_order_relaxed);
         }
     }
-}
-
-static bool netsrv__conn_has_work(const netsrv__worker *w, const netsrv_conn *c) {
-    const netsrv__link *head = &w->own.works;
-    for (const netsrv__link *node = head->next; w->own.work_count != 0 && node != head;
-         node = node->next) {
-        const netsrv__work *x = (const netsrv__work *)(const void *)((const char *)node -
-                                                                     offsetof(netsrv__work, link));
-        if (x->id == netsrv__conn_id(c)) {
-            return true;
-        }
-    }
-    return false;
 }
 
 /* on_close comes after the callback that runs elsewhere, and the descriptor keeps its number until
@@ -5190,8 +5197,7 @@ static void netsrv__conn_send_fin(netsrv__worker *w, netsrv_conn *c) {
 static bool netsrv__conn_quiet(const netsrv_conn *c) {
     return c->state <= NETSRV__HALF && c->out.bytes + c->sending == 0 && c->input == NULL &&
            (c->flags & (NETSRV__FRESH | NETSRV__PAUSED)) == 0 &&
-           (c->job == NULL || (!c->job->lent && c->job->owed == 0)) &&
-           !netsrv__conn_has_work(c->worker, c);
+           !netsrv__conn_has_job(c) && !netsrv__conn_has_work(c->worker, c);
 }
 
 static void netsrv__conn_step_close(netsrv__worker *w, netsrv_conn *c) {
@@ -8291,7 +8297,21 @@ static void netsrv__jobs_give_own(netsrv__pool *p, netsrv__item *item) {
     netsrv__jobs_wake_hand(hand);
 }
 
-/* Posts a chain for which there is room, and gives back the room that is left. */
+/* Whether those that were held may be woken. Under the lock. */
+static bool netsrv__jobs_has_room(netsrv__pool *p) {
+    const bool room = p->held && p->count <= p->max / 2;
+    p->held = p->held && !room;
+    return room;
+}
+
+static void netsrv__jobs_wake_workers(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->cfg.workers; i++) {
+        netsrv__mailbox_wake(&srv->groups[i].wake);
+    }
+}
+
+/* Posts a chain for which there is room, and gives back the room that is left: another worker may
+ * have been refused it. */
 static void netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t left) {
     pthread_mutex_lock(&p->lock);
     while (first != NULL) {
@@ -8304,9 +8324,13 @@ static void netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t lef
         first = next;
     }
     p->count -= left;
+    const bool room = netsrv__jobs_has_room(p);
     netsrv__hand *hand = netsrv__jobs_call_hand(p);
     pthread_mutex_unlock(&p->lock);
     netsrv__jobs_wake_hand(hand);
+    if (room) {
+        netsrv__jobs_wake_workers(p->srv);
+    }
 }
 
 /* ---- on a handler thread ---- */
@@ -8328,9 +8352,6 @@ static void netsrv__jobs_send(netsrv__worker *w, netsrv_conn *c) {
     netsrv__out_move(&job->parts, &c->out);
     pthread_mutex_unlock(&job->item.owner->mailbox.lock);
     netsrv__mailbox_report(&job->item, false);
-    if (atomic_load_explicit(&job->gone, memory_order_relaxed)) {
-        netsrv__conn_close(w, c, NETSRV_CLOSE_PEER);
-    }
 }
 
 static const netsrv__io_ops netsrv__jobs_io = {
@@ -8338,6 +8359,17 @@ static const netsrv__io_ops netsrv__jobs_io = {
     .reply = netsrv__jobs_reply,
     .send = netsrv__jobs_send,
 };
+
+/* netsrv_flush: a connection that has ended meanwhile ends for the callback, too. */
+static void netsrv__jobs_look(netsrv__worker *w, netsrv_conn *c) {
+    if (w->io != &netsrv__jobs_io || c->state > NETSRV__HALF) {
+        return;
+    }
+    const netsrv__job *job = (netsrv__job *)(void *)((char *)c - offsetof(netsrv__job, face));
+    if (atomic_load_explicit(&job->gone, memory_order_relaxed)) {
+        netsrv__conn_close(w, c, NETSRV_CLOSE_PEER);
+    }
+}
 
 static void netsrv__jobs_run_plain(netsrv__worker *w, netsrv_conn *c, void (*fn)(netsrv_conn *c)) {
     netsrv__conn_enter(w, c, NULL, 0);
@@ -8393,13 +8425,6 @@ static void netsrv__jobs_run(netsrv__hand *hand, netsrv__job *job) {
     netsrv__out_release_spent(w);
     w->own.dirty = NULL;
     job->item.ended_us = netsrv__sys_now_us();
-}
-
-/* There is room in the queue again. */
-static void netsrv__jobs_wake_workers(netsrv_server *srv) {
-    for (unsigned i = 0; i < srv->cfg.workers; i++) {
-        netsrv__mailbox_wake(&srv->groups[i].wake);
-    }
 }
 
 static void netsrv__jobs_free_hand(netsrv__hand *hand) {
@@ -8508,8 +8533,7 @@ static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
     if (item == NULL) {
         return false;
     }
-    const bool room = p->held && p->count <= p->max / 2;
-    p->held = p->held && !room;
+    const bool room = netsrv__jobs_has_room(p);
     netsrv__hand *other = netsrv__jobs_call_hand(p);
     pthread_mutex_unlock(&p->lock);
     netsrv__jobs_wake_hand(other);
@@ -10726,6 +10750,7 @@ NETSRV_API void netsrv_uncork(netsrv_conn *c) {
 
 NETSRV_API netsrv_result netsrv_flush(netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(c->worker);
+    netsrv__jobs_look(c->worker, c);
     return netsrv__conn_flush(c->worker, c);
 }
 
@@ -10967,7 +10992,11 @@ NETSRV_API netsrv_result netsrv_send_buffer(netsrv_conn *c, netsrv_buffer *b) {
 
 NETSRV_API netsrv_result netsrv_send_buffer_to(netsrv_server *s, netsrv_id id, netsrv_buffer *b) {
     netsrv__worker *w = netsrv__server_worker_of(s, id);
+    netsrv_conn *mine = netsrv__public_mine(s, id);
     netsrv__msg msg;
+    if (mine != NULL) {
+        return netsrv__share_send(mine->worker, mine, b);
+    }
     if (w == NULL) {
         return NETSRV_GONE;
     }

@@ -133,6 +133,7 @@ static void make_call(netsrv_server *s, unsigned worker, void *arg) {
         if (me->first != NULL) {
             CHECK_EQ(netsrv_send(c, me->first, strlen(me->first)),
                      there ? NETSRV_OK : NETSRV_GONE);
+            CHECK_EQ(netsrv_flush(c), there ? NETSRV_OK : NETSRV_GONE);
         }
         if (me->flush) {
             CHECK_EQ(netsrv_flush(c), NETSRV_OK);

@@ -286,6 +286,30 @@ static void stop_waits_for_it(netsrv_backend b, where at) {
     CHECK_EQ(rig_reason(NETSRV_CLOSE_STOP), 1);
 }
 
+static void slow_greeting(netsrv_conn *c) {
+    rig_on_open(c);
+    gate_pass();
+    netsrv_send(c, "hello", 5);
+}
+
+/* A client that has not spoken, as on_open still works on what it shall be told. */
+static void stop_waits_for_on_open(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 2);
+    cfg.on_open = slow_greeting;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+    netsrv_stop(s, 20000);
+    CHECK(peer_silent(fd, 3 * NETSRV__FRESH_MS / 2));
+    atomic_store(&gate_open, 1);
+    CHECK(peer_gets(fd, "hello"));
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    rig_end(s);
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_STOP), 1);
+}
+
 /* The time is over: every connection is cut, jobs that wait are not begun, and the one that runs is
  * waited for. A program that will not wait knows that it may not free anything. */
 static void stop_cannot_end_it(netsrv_backend b, where at) {
@@ -357,6 +381,22 @@ static void full_queue(netsrv_backend b) {
     }
     CHECK_WITHIN(5000, rig_closes() == CROWD);
     rig_stop(s, 1000);
+}
+
+/* Room that one worker asked for and did not need is another's, who is woken. */
+static void room_given_back(void) {
+    netsrv_config cfg = job_config(NETSRV_BACKEND_AUTO, POOL, 1);
+    netsrv_server *s = NULL;
+    struct pollfd p = { -1, POLLIN, 0 };
+    cfg.jobs_max_count = 1;
+    REQUIRE(netsrv_create(&s, &cfg, NULL) == NETSRV_OK);
+    p.fd = s->groups[1].wake.read_fd;
+    CHECK_EQ(netsrv__jobs_reserve(s->pool, 1), 1);
+    CHECK_EQ(netsrv__jobs_reserve(s->pool, 1), 0);
+    CHECK_EQ(poll(&p, 1, 0), 0);
+    netsrv__jobs_append(s->pool, NULL, 1);
+    CHECK_EQ(poll(&p, 1, 0), 1);
+    netsrv_destroy(s);
 }
 
 static atomic_ulong chatter;
@@ -441,6 +481,60 @@ static void flush_sends_ahead(netsrv_backend b, where at) {
         CHECK_EQ(atomic_load(&flushed) - 1, leaves == 0 ? NETSRV_OK : NETSRV_GONE);
         rig_stop(s, 1000);
     }
+}
+
+static atomic_int looked;
+
+/* Sends nothing and asks whether anybody is there. */
+static size_t look_after(netsrv_conn *c, const void *data, size_t n) {
+    (void)data;
+    CHECK_EQ(netsrv_flush(c), NETSRV_OK);
+    atomic_fetch_add(&gate_waiting, 1);
+    WAIT_FOR(5000, netsrv_flush(c) == NETSRV_GONE);
+    atomic_store(&looked, netsrv_flush(c) == NETSRV_GONE ? 1 : 2);
+    return n;
+}
+
+static void flush_sees_the_end(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 1);
+    cfg.on_data = look_after;
+    gate_close();
+    atomic_store(&looked, 0);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "go"));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+    peer_reset(fd);
+    CHECK_WITHIN(10000, atomic_load(&looked) != 0);
+    CHECK_EQ(atomic_load(&looked), 1);
+    rig_stop(s, 1000);
+}
+
+/* What a callback sends to its own connection by id keeps its place. */
+static size_t reply_by_id(netsrv_conn *c, const void *data, size_t n) {
+    netsrv_server *s = netsrv_get_server(c);
+    netsrv_buffer *buffer = netsrv_buffer_create(s, "two", 3);
+    (void)data;
+    REQUIRE(buffer != NULL);
+    netsrv_send(c, "one", 3);
+    CHECK_EQ(netsrv_send_buffer_to(s, netsrv_get_id(c), buffer), NETSRV_OK);
+    netsrv_send(c, "three", 5);
+    netsrv_close(c);
+    CHECK_EQ(netsrv_send_buffer_to(s, netsrv_get_id(c), buffer), NETSRV_GONE);
+    netsrv_buffer_release(buffer);
+    return n;
+}
+
+static void buffers_in_order(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 1);
+    cfg.on_data = reply_by_id;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "go"));
+    CHECK(peer_gets(fd, "onetwothree"));
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    rig_stop(s, 1000);
 }
 
 #define FLOOD 3000000
@@ -662,9 +756,12 @@ static void cases(netsrv_backend b) {
         CASE(label("reading stops meanwhile", at), reads_no_more_meanwhile(b, at));
         CASE(label("the connection ends meanwhile", at), ends_each_way(b, at));
         CASE(label("a stop waits for it", at), stop_waits_for_it(b, at));
+        CASE(label("a stop waits for on_open", at), stop_waits_for_on_open(b, at));
         CASE(label("a stop cannot end it", at), stop_cannot_end_it(b, at));
         CASE(label("stopped and started", at), starts_again(b, at));
         CASE(label("flush sends ahead", at), flush_sends_ahead(b, at));
+        CASE(label("flush sees the end", at), flush_sees_the_end(b, at));
+        CASE(label("buffers in order", at), buffers_in_order(b, at));
         CASE(label("back-pressure", at), back_pressure(b, at));
         CASE(label("paused from within", at), pause_and_the_end(b, at));
         CASE(label("lines and the end", at), lines_and_the_end(b, at));
@@ -679,6 +776,7 @@ static void cases(netsrv_backend b) {
 
 int main(int argc, char **argv) {
     check_begin(argc, argv);
+    CASE("room that is given back", room_given_back());
     rig_each_backend(cases);
     return check_end();
 }
