@@ -5587,7 +5587,8 @@ static void netsrv__conn_settle_unopened(netsrv__worker *w, netsrv_conn *c) {
 
 /* Whether there is something to send that may be sent now. */
 static bool netsrv__conn_may_send(const netsrv__worker *w, const netsrv_conn *c) {
-    const bool held = (c->flags & NETSRV__CORKED) != 0 && c->out.bytes <= w->cfg->high_mark_bytes;
+    const bool held = (c->flags & (NETSRV__CORKED | NETSRV__HIGH_MARK)) == NETSRV__CORKED &&
+                      c->out.bytes <= w->cfg->high_mark_bytes;
     return c->state >= NETSRV__OPEN && c->state < NETSRV__CLOSING && c->out.bytes != 0 && !held &&
            (c->flags & NETSRV__BLOCKED) == 0;
 }
@@ -6773,7 +6774,9 @@ static netsrv__dial *netsrv__resolve_next(netsrv_server *srv, unsigned slot) {
 static void netsrv__resolve_one(netsrv_server *srv, netsrv__dial *d) {
     netsrv__worker *w = d->worker;
     netsrv__msg msg;
-    if (netsrv__sys_now_ms() < d->deadline_ms && atomic_load(&srv->stop_at) == 0) {
+    const uint32_t stop_at = atomic_load(&srv->stop_at);
+    const bool stopping = stop_at != 0 && stop_at != NETSRV__DRAIN;
+    if (netsrv__sys_now_ms() < d->deadline_ms && !stopping) {
         const int n = netsrv__sys_resolve(d->host, d->port, d->targets, d->lengths,
                                           NETSRV__TARGETS);
         d->count = n > 0 ? (unsigned)n : 0;
@@ -6949,7 +6952,8 @@ static bool netsrv__dial_next(netsrv__worker *w, netsrv__dial *d, netsrv_watch_f
 
 /* No address at a stop may mean that none was looked for. */
 static void netsrv__dial_failed(netsrv__worker *w, netsrv_conn *c, const netsrv__dial *d) {
-    const bool stopping = atomic_load(&w->srv->stop_at) != 0;
+    const uint32_t stop_at = atomic_load(&w->srv->stop_at);
+    const bool stopping = stop_at != 0 && stop_at != NETSRV__DRAIN;
     const netsrv_close_reason none = stopping ? NETSRV_CLOSE_STOP : NETSRV_CLOSE_NOT_RESOLVED;
     netsrv__conn_end(w, c, d->sys_errno != 0 ? NETSRV_CLOSE_ERROR : none, d->sys_errno);
 }
