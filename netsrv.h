@@ -259,7 +259,8 @@
        nothing changes its order, and the peer notices nothing. Where it has arrived, on_move is
        called before anything else is; `c` is another pointer then and its id another id. The old id
        is gone, like that of a closed connection: what others send to it meanwhile is lost, so tell
-       them the new one in on_move.
+       them the new one in on_move. A broadcast that is on its way at the same time may miss the
+       connection, or reach it twice.
 
        The move begins when the callback has returned or at the end of the turn; no input is shown
        from the call on, and `c` may be used until the callback returns. If it cannot be done after
@@ -1190,7 +1191,8 @@ NETSRV_API netsrv_result netsrv_send_buffer_to(netsrv_server *s, netsrv_id id, n
  * connection for which a limit is met ends as by netsrv_send. All workers take part or, with
  * QUEUE_FULL, STOPPED or NO_MEMORY, none. release(arg), if not NULL, is called exactly once: by the
  * worker that is the last, or before the return if it fails. Broadcasts and sends of one thread
- * keep their order.
+ * keep their order. Connections that are being dialed take part. With handler threads the filter
+ * may run while one of them has the connection: let it look at atomic data only.
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_broadcast(netsrv_server *s, netsrv_buffer *b,
                                           bool (*filter)(netsrv_conn *c, void *arg),

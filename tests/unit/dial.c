@@ -191,6 +191,27 @@ static void check_numbers(netsrv_server *s, unsigned long dialed, unsigned long 
     CHECK_WITHIN(5000, rig_total(s).undialed == undialed);
 }
 
+/* A server that waits for its connections goes on dialing for them. */
+static void during_a_drain(netsrv_backend b, const char *address) {
+    const netsrv_config cfg = rig_config(b, 1);
+    netsrv_server *s = rig_start(&cfg);
+    const int last = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(last, "a") && peer_gets(last, "a"));
+    uint16_t port;
+    const int target = dead_port(&port);
+    REQUIRE(listen(target, 5) == 0);
+    netsrv_drain(s);
+    call me = { .first = "still there" };
+    begin(s, &me, address, port);
+    CHECK_WITHIN(5000, atomic_load(&me.opens) + atomic_load(&me.closes) > 0);
+    CHECK_EQ(atomic_load(&me.opens), 1);
+    close(target);
+    CHECK_WITHIN(5000, atomic_load(&me.closes) == 1);
+    close(last);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(10000)), NETSRV_OK);
+    rig_stop(s, 0);
+}
+
 static void opened(netsrv_backend b, const char *address) {
     netsrv_config cfg = rig_config(b, 2);
     cfg.max_conns = 1; /* the echo server's side only */
@@ -544,6 +565,8 @@ static void failing_calls(netsrv_backend b) {
 static void all(netsrv_backend b) {
     CASE("opened", opened(b, "127.0.0.1:%u"));
     CASE("opened by name", opened(b, "here:%u"));
+    CASE("during a drain", during_a_drain(b, "127.0.0.1:%u"));
+    CASE("by name during a drain", during_a_drain(b, "here:%u"));
     CASE("a unix path", unix_path(b));
     CASE("recorded before it is open", recorded_before_open(b));
     CASE("callbacks of its own", own_callbacks(b));
