@@ -37,6 +37,8 @@ static void pause_and_resume(netsrv_backend b, int accept) {
         netsrv_resume_accept(s);
         CHECK(peer_gets(late, "b"));
         CHECK(peer_served(port));
+        rig_poke(s); /* each listener accepts again: only then does another pause count */
+        rig_poke(s);
         close(late);
     }
     netsrv_resume_accept(s);
