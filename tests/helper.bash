@@ -193,7 +193,8 @@ let_go() {
 
 # ---- numbers -----------------------------------------------------------------------------------
 
-stats_lines() { grep -c '"event":"stats"' "$DIR/err" || true; }
+# Whole lines: a long one is written in pieces.
+stats_lines() { grep -c '"event":"stats".*]}$' "$DIR/err" || true; }
 more_stats() { [ "$(stats_lines)" -gt "$1" ]; }
 
 # stats PATH [PID]: one number, or one a line where PATH has a star, asked for by SIGUSR1 now.
