@@ -262,8 +262,8 @@ static void story_eof(netsrv_conn *c) {
 }
 
 static void story_open(netsrv_conn *c) {
-    rig_on_open(c);
     atomic_store(&story.id, netsrv_get_id(c));
+    rig_on_open(c);
 }
 
 static void story_open_paused(netsrv_conn *c) {

@@ -128,8 +128,8 @@ static void in_memory_once(netsrv_backend b) {
 static atomic_ullong some_id;
 
 static void tell_id(netsrv_conn *c) {
-    rig_on_open(c);
     atomic_store(&some_id, netsrv_get_id(c));
+    rig_on_open(c);
 }
 
 static void in_order(netsrv_backend b) {

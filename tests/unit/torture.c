@@ -757,8 +757,8 @@ static void cfg_abstract(netsrv_config *cfg) {
 static atomic_ullong across_id;
 
 static void tell_id(netsrv_conn *c) {
-    rig_on_open(c);
     atomic_store(&across_id, netsrv_get_id(c));
+    rig_on_open(c);
 }
 
 static void cfg_across(netsrv_config *cfg) {

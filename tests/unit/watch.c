@@ -514,8 +514,8 @@ static void busy_at_stop(netsrv_backend backend, uint32_t grace_ms) {
 static _Atomic(netsrv_id) told_id;
 
 static void tell_id(netsrv_conn *c) {
-    rig_on_open(c);
     atomic_store(&told_id, netsrv_get_id(c));
+    rig_on_open(c);
 }
 
 static void pass_on(netsrv_server *s, unsigned worker, int fd, unsigned ready, void *arg) {
