@@ -176,7 +176,8 @@
        they may keep things in thread-local variables, and no number of slow connections delays
        another. handler_threads is the bound; connections beyond it wait as at max_conns, or, if
        max_conns is larger, are open and wait for a thread. One that cannot be created is waited
-       for in the same way. Idle threads end after handler_idle_ms, but for one.
+       for in the same way, and tried for again. Idle threads end after handler_idle_ms, but for
+       one.
 
        With both, these differ from callbacks on the worker:
 
@@ -1493,7 +1494,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__FILE_PIECE (1u << 20)  /* of a file for one sendfile */
 #define NETSRV__ROTATE 16 /* accepts after which an exclusive listener is re-registered */
 #define NETSRV__ACCEPT_FAILURES 16     /* in a row: more than clients that left too early */
-#define NETSRV__RETRY_MS 100           /* a paused listener tries again */
+#define NETSRV__RETRY_MS 100           /* a paused listener tries again; a missing thread */
 #define NETSRV__FRESH_MS 500           /* at a stop: time for a first byte */
 #define NETSRV__LONG_TURN_MS 4 /* a longer turn corrects its time stamps; more with many slots */
 #define NETSRV__WHEEL_BITS 6
@@ -2080,6 +2081,7 @@ struct netsrv__worker {
         netsrv__link dials;  /* that have a descriptor */
         bool dials_stale;    /* the connection of some has ended */
         uint64_t retry_ms;   /* paused gates try again then; 0 = none */
+        uint64_t grow_ms;    /* ... and threads that could not be created */
         uint64_t turn_ms;    /* when this turn began */
         uint64_t turn_us;
         uint64_t random;
@@ -7726,7 +7728,7 @@ static void netsrv__ready_detach(netsrv__worker *w, netsrv_conn *c) {
     if (from != 0) {
         /* Before the close: an item outlives it while another process holds a duplicate. */
         const int error = w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), from, 0);
-        c->interest = 0;
+        c->interest = error == 0 ? 0 : (uint16_t)from;
         c->flags &= ~(uint32_t)NETSRV__FOREIGN;
         if (error != 0) {
             netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error); /* cannot move, then */
@@ -7901,6 +7903,15 @@ static NETSRV__HOT void netsrv__ready_recv(netsrv__worker *w, netsrv_conn *c, ui
     }
 }
 
+/* It could not be taken out when it ended, and its descriptor lives as long as a callback thread
+ * has it: it would be reported all the time. */
+static void netsrv__ready_take_out(netsrv__worker *w, netsrv_conn *c) {
+    if (c->interest != 0 &&
+        w->io->poller->set(w->group, c->fd, netsrv__conn_token(c), c->interest, 0) == 0) {
+        c->interest = 0;
+    }
+}
+
 /* Everything but plain input. */
 NETSRV__COLD
 static void netsrv__ready_conn_other(netsrv__worker *w, netsrv_conn *c, uint32_t mask) {
@@ -7913,8 +7924,10 @@ static void netsrv__ready_conn_other(netsrv__worker *w, netsrv_conn *c, uint32_t
         }
         return;
     }
-    if ((mask & (NETSRV__ERR | NETSRV__HUP)) != 0 && c->state != NETSRV__FREE &&
-        c->state < NETSRV__CLOSING) {
+    if (c->state == NETSRV__DEAD) {
+        netsrv__ready_take_out(w, c);
+    } else if ((mask & (NETSRV__ERR | NETSRV__HUP)) != 0 && c->state != NETSRV__FREE &&
+               c->state < NETSRV__CLOSING) {
         netsrv__ready_hang_up(w, c, mask);
     }
 }
@@ -8622,8 +8635,8 @@ static bool netsrv__jobs_claim(netsrv__pool *p) {
 }
 
 /* Threads that come when they are needed: as many as items that wait for one. What cannot be
- * created is waited for: the item gets the next thread that is free. */
-static void netsrv__jobs_grow(netsrv__pool *p) {
+ * created is waited for: the item gets the next thread that is free. False if there was one. */
+static bool netsrv__jobs_grow(netsrv__pool *p) {
     int error = 0;
     while (p->lazy && error == 0 && netsrv__jobs_claim(p)) {
         error = netsrv__jobs_add_hand(p);
@@ -8633,6 +8646,7 @@ static void netsrv__jobs_grow(netsrv__pool *p) {
                          "cannot create a handler thread: %s; what waits for it waits for another",
                          strerror(error));
     }
+    return error == 0;
 }
 
 /* ---- the owner lends ---- */
@@ -8719,6 +8733,12 @@ static void netsrv__jobs_not_due(netsrv__worker *w, const netsrv__job *job) {
     }
 }
 
+/* A connection that got no thread of its own may have nobody to wait for: try again. */
+static void netsrv__jobs_grow_or_wait(netsrv__worker *w) {
+    const bool enough = netsrv__jobs_grow(w->pool);
+    w->own.grow_ms = enough ? 0 : netsrv__sys_now_ms() + NETSRV__RETRY_MS;
+}
+
 NETSRV__COLD
 static void netsrv__jobs_post_all(netsrv__worker *w) {
     size_t room = netsrv__jobs_reserve(w->pool, w->own.ready_count);
@@ -8739,7 +8759,7 @@ static void netsrv__jobs_post_all(netsrv__worker *w) {
         room--;
     }
     netsrv__jobs_append(w->pool, first, room);
-    netsrv__jobs_grow(w->pool);
+    netsrv__jobs_grow_or_wait(w);
     netsrv__jobs_hold(w);
 }
 
@@ -8747,6 +8767,8 @@ static void netsrv__jobs_post_all(netsrv__worker *w) {
 static void netsrv__jobs_post_ready(netsrv__worker *w) {
     if (w->own.ready != NULL) {
         netsrv__jobs_post_all(w);
+    } else if (w->own.grow_ms != 0 && w->own.now_ms >= w->own.grow_ms) {
+        netsrv__jobs_grow_or_wait(w);
     }
 }
 
@@ -8933,6 +8955,36 @@ static netsrv_result netsrv__jobs_offload(netsrv__worker *w, const netsrv__work 
     return NETSRV_OK;
 }
 
+/* Takes an item out of the queue; false if it is not there any more. */
+static bool netsrv__jobs_unqueue(netsrv__pool *p, netsrv__item *item) {
+    netsrv__item *before = NULL;
+    pthread_mutex_lock(&p->lock);
+    netsrv__item *at = p->head;
+    while (at != NULL && at != item) {
+        before = at;
+        at = at->next;
+    }
+    if (at != NULL) {
+        *(before == NULL ? &p->head : &before->next) = item->next;
+        p->tail = p->tail == item ? before : p->tail;
+        p->count--;
+    }
+    pthread_mutex_unlock(&p->lock);
+    return at != NULL;
+}
+
+/* What has not begun is over; `done` learns it with the next mail. */
+static void netsrv__jobs_cancel(netsrv__worker *w, netsrv__work *x) {
+    const bool again = x->revoked;
+    x->revoked = true;
+    atomic_store_explicit(&x->skipped, true, memory_order_relaxed);
+    if (again || (x->posted && !netsrv__jobs_unqueue(w->srv->offload, &x->item))) {
+        return;
+    }
+    x->posted = true;
+    netsrv__mailbox_report(&x->item, true);
+}
+
 /* Posting the next in order cannot fail: the last thread stays. */
 static void netsrv__jobs_work_done(netsrv__worker *w, netsrv__work *x) {
     const netsrv__work done = *x;
@@ -8940,7 +8992,8 @@ static void netsrv__jobs_work_done(netsrv__worker *w, netsrv__work *x) {
     netsrv__util_list_remove(&x->link);
     w->own.work_count--;
     netsrv__mem_free(w->cfg, x, sizeof *x);
-    netsrv__work *next = done.ordered ? netsrv__jobs_ordered(w, done.id, false) : NULL;
+    const bool turn = done.ordered && netsrv__jobs_ordered(w, done.id, true) == NULL;
+    netsrv__work *next = turn ? netsrv__jobs_ordered(w, done.id, false) : NULL;
     if (next != NULL) {
         netsrv__jobs_post_work(w->srv->offload, next);
     }
@@ -9339,6 +9392,9 @@ static int netsrv__worker_sleep_ms(netsrv__worker *w) {
     at = timer < at ? timer : at;
     if (w->own.retry_ms != 0 && w->own.retry_ms < at) {
         at = w->own.retry_ms;
+    }
+    if (w->own.grow_ms != 0 && w->own.grow_ms < at) {
+        at = w->own.grow_ms;
     }
     const uint64_t stop = netsrv__worker_stop_deadline(w);
     return netsrv__worker_until(w, stop < at ? stop : at);
@@ -10881,8 +10937,7 @@ NETSRV_API netsrv_result netsrv_cancel(netsrv_server *s, netsrv_task task) {
     if (x == NULL) {
         return NETSRV_GONE;
     }
-    x->revoked = true;
-    atomic_store_explicit(&x->skipped, true, memory_order_relaxed);
+    netsrv__jobs_cancel(w, x);
     return NETSRV_OK;
 }
 

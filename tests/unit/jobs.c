@@ -726,6 +726,23 @@ static void more_than_threads(netsrv_backend b, bool fails) {
     rig_stop(s, 1000);
 }
 
+/* Nobody speaks and nobody leaves: a thread that could not be created is tried for again. */
+static void one_failure(netsrv_backend b) {
+    const netsrv_config cfg = job_config(b, OWN, 3);
+    netsrv_server *s = rig_start(&cfg);
+    seam_reset(0);
+    const int first = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(first, "x") && peer_gets(first, "x"));
+    seam_fail_next("pthread_create", EAGAIN, 2);
+    const int second = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(second, "x") && peer_gets(second, "x"));
+    seam_fail_stop();
+    close(first);
+    close(second);
+    rig_stop(s, 1000);
+    seam_reset(0);
+}
+
 static void no_threads(netsrv_backend b, where at) {
     const netsrv_config cfg = job_config(b, at, 3);
     for (unsigned long nth = 1; nth <= 3; nth++) {
@@ -772,6 +789,7 @@ static void cases(netsrv_backend b) {
     CASE("threads of connections", own_threads(b));
     CASE("more connections than threads", more_than_threads(b, false));
     CASE("no more threads", more_than_threads(b, true));
+    CASE("a thread that cannot be created at first", one_failure(b));
 }
 
 int main(int argc, char **argv) {

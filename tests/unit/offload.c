@@ -166,6 +166,63 @@ static void cancelled(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
+static void cancel_while_stuck(netsrv_server *s, unsigned worker, void *arg) {
+    (void)worker;
+    const netsrv_task *tasks = arg;
+    for (int i = 1; i < 6; i++) {
+        CHECK_EQ(netsrv_cancel(s, tasks[i]), NETSRV_OK);
+        CHECK_EQ(netsrv_cancel(s, tasks[i]), NETSRV_OK); /* twice is once */
+    }
+}
+
+static netsrv_task given[6];
+static unsigned given_count;
+
+/* 'a' and 'A' hold both threads, 'b' and 'c' wait for one, 'B' and 'C' for their turn. */
+static size_t give_six(netsrv_conn *c, const void *data, size_t n) {
+    const char *at = data;
+    for (size_t i = 0; i < n; i++) {
+        send_away(c, at + i, 1);
+        given[given_count++ % 6] = atomic_load(&last_task);
+    }
+    return n;
+}
+
+/* With all threads stuck, what has not begun is told at once, and what has when it is over; order
+ * is kept by those that come after it. */
+static void cancelled_at_once(netsrv_backend b) {
+    netsrv_config cfg = offload_config(b);
+    cfg.on_data = give_six;
+    cfg.offload_threads = 2;
+    given_count = 0;
+    reset(false);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "a"));
+    CHECK_WITHIN(5000, atomic_load(&begun) == 1);
+    CHECK(peer_say(fd, "AbBcC"));
+    CHECK_WITHIN(5000, atomic_load(&begun) == 2);
+    rig_poke(s);
+    CHECK_EQ(netsrv_post(s, 0, cancel_while_stuck, given), NETSRV_OK);
+    CHECK_WITHIN(5000, atomic_load(&told[NETSRV_CANCELLED]) == 4);
+    CHECK(peer_say(fd, "DEF"));
+    rig_poke(s);
+    CHECK_EQ(atomic_load(&begun), 2);
+    atomic_store(&gate_open, 1);
+    CHECK_WITHIN(5000, atomic_load(&told[NETSRV_CANCELLED]) == 5);
+    char back[4];
+    CHECK_EQ(peer_recv(fd, back, 4), 4);
+    CHECK_EQ(atomic_load(&begun), 5);
+    char *const a = memchr(back, 'a', 4); /* it ends when it will */
+    CHECK(a != NULL);
+    if (a != NULL) {
+        memmove(a, a + 1, (size_t)(back + 4 - (a + 1)));
+        CHECK_MEM(back, 3, "DEF", 3);
+    }
+    close(fd);
+    rig_stop(s, 1000);
+}
+
 static void at_the_bound(netsrv_backend b) {
     netsrv_config cfg = offload_config(b);
     cfg.offload_max_count = 4;
@@ -247,6 +304,7 @@ static void cases(netsrv_backend b) {
     CASE("side by side", side_by_side(b));
     CASE("the connection is gone", connection_gone(b));
     CASE("cancelled", cancelled(b));
+    CASE("cancelled at once", cancelled_at_once(b));
     CASE("at the bound", at_the_bound(b));
     CASE("no thread", without_threads(b));
     CASE("a stop waits for work", stop_waits(b, true));

@@ -7,8 +7,11 @@
  * descriptors and threads of before, all memory returned, no processor time burnt, no wrong byte
  * delivered, no more connections cut than the fault explains, and any failure to start described.
  *
+ * Every third run is rough besides: reads and writes come short, events out of order and twice,
+ * and threads are disturbed where they meet.
+ *
  *     torture [--full] [--seed=N] [--seconds=N] [--jobs=N] [-v] [--scenario=NAME/BACKEND]
- *             [--name=CALL --nth=N --errno=NAME --mode=once|always]
+ *             [--name=CALL --nth=N --errno=NAME --mode=once|always --rough=SEED]
  *
  * A finding prints the options that replay it. Options may also stand in the variable TORTURE. */
 #include "../seam.h"
@@ -173,6 +176,7 @@ typedef struct plan {
     int err;
     unsigned flags;
     bool always;
+    unsigned rough; /* a seed: short reads and writes, events shuffled, odd schedules; 0: none */
     unsigned long usual_calls; /* of the run without faults */
 } plan;
 
@@ -281,7 +285,7 @@ static void say(run *r, client *c, const void *data, size_t n) {
 static void hear(run *r, client *c, const void *data, size_t n) {
     static unsigned char have[1 << 20];
     int end = 0;
-    if (c->fd < 0) {
+    if (c->fd < 0 || c->cut) { /* one that has lost its patience knows not what it hears */
         return;
     }
     peer_deadline(c->fd, patience_ms(r));
@@ -555,8 +559,9 @@ static void do_not_read(run *r) {
     for (int i = 0; i < 20 && c.fd >= 0; i++) {
         peer_send(c.fd, "m", 1);
     }
-    AWAIT(r, rig_closes() > 0 || c.fd < 0 || rig_total(r->s).no_memory > 0);
-    if (rig_closes() == 0) {
+    /* Not rig_closes: who is not told of the beginning is not told of the end. */
+    AWAIT(r, rig_total(r->s).closed > 0 || c.fd < 0 || rig_total(r->s).no_memory > 0);
+    if (rig_total(r->s).closed == 0) {
         lost(r, &c, rig_total(r->s).no_memory > 0 ? ECONNRESET : PEER_STUCK);
     }
     hang_up(&c);
@@ -1162,6 +1167,376 @@ static void do_broadcast(run *r) {
     }
 }
 
+/* ---- callbacks on handler threads ------------------------------------------------------------ */
+
+static atomic_int handler_in;    /* a handler has begun what takes long */
+static atomic_int handler_leave; /* and may end it */
+
+static void open_gate(run *r) {
+    (void)r;
+    atomic_store(&handler_leave, 1);
+}
+
+/* A client that says "wait" has a handler that takes as long as the test wants. */
+static void pass_gate(const void *data, size_t n) {
+    if (n == 4 && memcmp(data, "wait", 4) == 0) {
+        atomic_fetch_add(&handler_in, 1);
+        WAIT_FOR(STRICT_MS, atomic_load(&handler_leave) != 0);
+    }
+}
+
+static size_t slow_data(netsrv_conn *c, const void *data, size_t n) {
+    pass_gate(data, n);
+    return rig_on_data(c, data, n);
+}
+
+static void cfg_slow(netsrv_config *cfg) {
+    cfg->on_open = tell_id;
+    cfg->on_data = slow_data;
+    cfg->workers = 2;
+}
+
+/* Others are served meanwhile, and it is served in the end. */
+static void do_slow(run *r) {
+    client slow = dial(r);
+    client other = dial(r);
+    say_text(r, &slow, "wait");
+    AWAIT(r, atomic_load(&handler_in) > 0);
+    speak(r, &other, "quick");
+    speak_much(r, &other, 5000, 2);
+    open_gate(r);
+    hear_text(r, &slow, "wait");
+    speak(r, &slow, "again");
+    hang_up(&slow);
+    hang_up(&other);
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
+/* By the peer, by id in order, and by id with a reset: its place goes to another one meanwhile. */
+static void end_meanwhile(run *r, client *c, int how) {
+    const netsrv_id id = atomic_load(&across_id);
+    if (how == 0) {
+        peer_reset(c->fd);
+        c->fd = -1;
+    } else if (how == 1) {
+        netsrv_close_id(r->s, id);
+    } else {
+        netsrv_abort_id(r->s, id);
+    }
+}
+
+static void do_end_meanwhile(run *r) {
+    for (int how = 0; how < 3; how++) {
+        atomic_store(&handler_in, 0);
+        atomic_store(&handler_leave, 0);
+        client c = dial(r);
+        say_text(r, &c, "wait");
+        AWAIT(r, atomic_load(&handler_in) > 0);
+        if (c.fd >= 0) {
+            end_meanwhile(r, &c, how);
+        }
+        client next = dial(r);
+        speak(r, &next, "next");
+        open_gate(r);
+        speak(r, &next, "and on");
+        hang_up(&next);
+        hang_up(&c);
+    }
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
+static void do_stop_meanwhile(run *r) {
+    client idle = dial(r);
+    speak(r, &idle, "idle");
+    client c = dial(r);
+    say_text(r, &c, "wait");
+    AWAIT(r, atomic_load(&handler_in) > 0);
+    netsrv_stop(r->s, 3000);
+    hear_end(r, &idle, PEER_FIN);
+    open_gate(r);
+    hear_text(r, &c, "wait");
+    hear_end(r, &c, PEER_FIN);
+    hang_up(&c);
+    hang_up(&idle);
+}
+
+/* The time is over at once; what runs is waited for, what waits is dropped. */
+static void do_force_meanwhile(run *r) {
+    client c[4];
+    for (unsigned i = 0; i < 4; i++) {
+        c[i] = dial(r);
+        say_text(r, &c[i], "wait");
+    }
+    AWAIT(r, atomic_load(&handler_in) > 0);
+    netsrv_stop(r->s, 0);
+    for (unsigned i = 0; i < 4; i++) {
+        hear_end(r, &c[i], ECONNRESET);
+        hang_up(&c[i]);
+    }
+    open_gate(r);
+}
+
+/* One thread and a queue of one: most callbacks wait on their workers. */
+static void cfg_full_jobs(netsrv_config *cfg) {
+    cfg->workers = 3;
+    cfg->handler_threads = 1;
+    cfg->jobs_max_count = 1;
+    cfg->place = NETSRV_PLACE_ROUND_ROBIN;
+    cfg->accept = NETSRV_ACCEPT_SINGLE;
+}
+
+static void do_full_jobs(run *r) {
+    client c[6];
+    for (unsigned i = 0; i < 6; i++) {
+        c[i] = dial(r);
+    }
+    for (unsigned round = 0; round < 3; round++) {
+        for (unsigned i = 0; i < 6; i++) {
+            say_text(r, &c[i], "in line\n");
+        }
+        for (unsigned i = 0; i < 6; i++) {
+            hear_text(r, &c[i], "in line\n");
+        }
+    }
+    for (unsigned i = 0; i < 6; i++) {
+        hang_up(&c[i]);
+    }
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
+static size_t in_parts(netsrv_conn *c, const void *data, size_t n) {
+    const unsigned char *at = data;
+    for (size_t i = 0; i < n; i += 1000) {
+        const size_t left = n - i < 1000 ? n - i : 1000;
+        rig_on_data(c, at + i, left);
+        netsrv_flush(c);
+    }
+    return n;
+}
+
+static void cfg_in_parts(netsrv_config *cfg) {
+    cfg->on_open = small_buffers;
+    cfg->on_data = in_parts;
+}
+
+/* Threads that come and go. */
+static void cfg_short_idle(netsrv_config *cfg) {
+    cfg->handler_idle_ms = 1;
+}
+
+/* More connections than threads: the next one has its turn when one has left. */
+static void cfg_few_threads(netsrv_config *cfg) {
+    cfg->workers = 1;
+    cfg->handler_threads = 2;
+    cfg->max_conns = 100;
+}
+
+static void do_take_turns(run *r) {
+    client c[5];
+    for (unsigned i = 0; i < 5; i++) {
+        c[i] = dial(r);
+        say_text(r, &c[i], "my turn");
+    }
+    for (unsigned i = 0; i < 5; i++) {
+        hear_text(r, &c[i], "my turn");
+        hang_up(&c[i]);
+    }
+    AWAIT(r, rig_opens() == rig_closes());
+}
+
+/* A connection of our own, to our second listener, with its callbacks on handler threads. */
+static atomic_int dialed_ends;
+
+static void greet_dialed(netsrv_conn *c) {
+    netsrv_send(c, "to ourselves", 12);
+}
+
+static size_t heard_dialed(netsrv_conn *c, const void *data, size_t n) {
+    if (n < 12) {
+        return 0;
+    }
+    if (memcmp(data, "to ourselves", 12) == 0) {
+        netsrv_close(c);
+    }
+    return n;
+}
+
+static void end_dialed(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
+    (void)c;
+    CHECK((reason == NETSRV_CLOSE_ERROR) == (sys_errno != 0));
+    atomic_store(&dialed_ends, reason == NETSRV_CLOSE_LOCAL ? 1 : 2);
+}
+
+static void dial_ourselves(netsrv_server *s, unsigned worker, void *arg) {
+    static const netsrv_handlers on = { .on_open = greet_dialed, .on_data = heard_dialed,
+                                        .on_close = end_dialed };
+    char address[NETSRV_ADDRESS_MAX];
+    (void)worker;
+    (void)arg;
+    snprintf(address, sizeof address, "%s:%u", echo_host, (unsigned)netsrv_get_port(s, 1));
+    const netsrv_target to = { .address = address, .handlers = &on };
+    if (netsrv_dial(s, &to, NULL) != NETSRV_OK) {
+        atomic_store(&dialed_ends, 2);
+    }
+}
+
+static void cfg_dial_jobs(netsrv_config *cfg) {
+    echo_host = "127.0.0.1";
+    cfg->listen[1] = "127.0.0.1:0";
+}
+
+/* What may be asked for again is: once refused is one cut. */
+static void do_dial_jobs(run *r) {
+    atomic_store(&dialed_ends, 0);
+    if (netsrv_post(r->s, 0, dial_ourselves, NULL) != NETSRV_OK) {
+        atomic_store(&dialed_ends, 2);
+    }
+    AWAIT(r, atomic_load(&dialed_ends) != 0);
+    client none = { -1, false };
+    if (atomic_load(&dialed_ends) != 1) {
+        lost(r, &none, atomic_load(&dialed_ends) == 0 ? PEER_STUCK : ECONNRESET);
+    }
+}
+
+/* ---- work on other threads ------------------------------------------------------------------- */
+
+/* Bytes that come back by way of another thread. From the server's allocator, so that one whose
+ * `done` is never called is found. */
+typedef struct errand {
+    netsrv_server *server;
+    size_t n;
+    char first;
+    unsigned char bytes[];
+} errand;
+
+static atomic_int errands_given;
+static atomic_int errands_done;
+static netsrv_id full_ids[8]; /* one worker only: connections that wait for room */
+static unsigned full_count;
+
+static void errand_free(errand *e) {
+    check_alloc(NULL, e, sizeof *e + e->n, 0);
+}
+
+static void errand_work(void *arg) {
+    errand *e = arg;
+    e->first ^= 0x55;
+    pass_gate(e->bytes, e->n);
+}
+
+static void wake_full(netsrv_server *s) {
+    while (full_count > 0) {
+        netsrv_conn *c = netsrv_find(s, full_ids[--full_count]);
+        if (c != NULL) {
+            netsrv_resume(c);
+        }
+    }
+}
+
+static void errand_done(netsrv_conn *c, void *arg, netsrv_result result) {
+    errand *e = arg;
+    atomic_fetch_add(&errands_done, 1);
+    CHECK((c == NULL) == (result == NETSRV_GONE) || result == NETSRV_CANCELLED);
+    if (result == NETSRV_OK) {
+        CHECK(e->first == (char)(e->bytes[0] ^ 0x55)); /* the work has run */
+        netsrv_send(c, e->bytes, e->n);
+    } else if (result == NETSRV_CANCELLED && c != NULL) {
+        netsrv_send(c, "cancelled", 9);
+    }
+    wake_full(e->server);
+    errand_free(e);
+}
+
+/* All of a connection in order. At the bound it waits, with its input kept. */
+static size_t by_errand(netsrv_conn *c, const void *data, size_t n) {
+    netsrv_task task = 0;
+    errand *e = check_alloc(NULL, NULL, 0, sizeof *e + n);
+    REQUIRE(e != NULL);
+    e->server = netsrv_get_server(c);
+    e->n = n;
+    memcpy(e->bytes, data, n);
+    e->first = (char)e->bytes[0];
+    const netsrv_result result =
+        netsrv_offload(c, errand_work, errand_done, e, NETSRV_ORDERED, &task);
+    if (result == NETSRV_OK) {
+        atomic_fetch_add(&errands_given, 1);
+        if (n == 6 && memcmp(data, "cancel", 6) == 0) {
+            CHECK_EQ(netsrv_cancel(netsrv_get_server(c), task), NETSRV_OK);
+        }
+        return n;
+    }
+    errand_free(e);
+    if (result == NETSRV_QUEUE_FULL && full_count < 8) {
+        full_ids[full_count++] = netsrv_get_id(c);
+        netsrv_pause(c);
+        return 0;
+    }
+    CHECK(result == NETSRV_NO_MEMORY || result == NETSRV_SYSTEM);
+    netsrv_abort(c);
+    return n;
+}
+
+static void cfg_offload(netsrv_config *cfg) {
+    cfg->on_open = tell_id;
+    cfg->on_data = by_errand;
+    cfg->workers = 1;
+    cfg->offload_threads = 2;
+    cfg->handler_idle_ms = 1;
+}
+
+static void cfg_offload_full(netsrv_config *cfg) {
+    cfg_offload(cfg);
+    cfg->offload_max_count = 1;
+    cfg->handler_idle_ms = 0;
+}
+
+static void do_offload(run *r) {
+    client c[3];
+    for (unsigned i = 0; i < 3; i++) {
+        c[i] = dial(r);
+        say_text(r, &c[i], "errand\n");
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        hear_text(r, &c[i], "errand\n");
+        speak_much(r, &c[i], 9000, i);
+    }
+    for (unsigned i = 0; i < 3; i++) {
+        hang_up(&c[i]);
+    }
+}
+
+/* The first is under way, so that the second is taken back before it begins. */
+static void do_cancel(run *r) {
+    client c = dial(r);
+    client d = dial(r);
+    say_text(r, &c, "wait");
+    say_text(r, &d, "cancel");
+    hear_text(r, &d, "cancelled");
+    open_gate(r);
+    hear_text(r, &c, "wait");
+    speak(r, &d, "on");
+    hang_up(&c);
+    hang_up(&d);
+}
+
+/* What the gone connection had given tells nobody, not even the next one in its place. */
+static void do_end_offload(run *r) {
+    client c = dial(r);
+    say_text(r, &c, "wait");
+    AWAIT(r, atomic_load(&handler_in) > 0);
+    if (c.fd >= 0) {
+        say_text(r, &c, "behind it");
+        peer_reset(c.fd);
+        c.fd = -1;
+        AWAIT(r, rig_closes() == rig_opens());
+    }
+    client next = dial(r);
+    speak(r, &next, "next");
+    open_gate(r);
+    speak(r, &next, "and on");
+    hang_up(&next);
+}
+
 /* A listener that the program inherited: ours in the child itself. */
 static int inherited_fd = -1;
 
@@ -1175,7 +1550,15 @@ static void cfg_inherited(netsrv_config *cfg) {
     cfg->listen[0] = listen_fd;
 }
 
-enum { EPOLL_ONLY = 1, BY_UNIX = 2, EDGES = 4, NO_PROBE = 8, NOT_POLL = 16 };
+enum {
+    EPOLL_ONLY = 1,
+    BY_UNIX = 2,
+    EDGES = 4,
+    NO_PROBE = 8,
+    NOT_POLL = 16,
+    POOL = 32, /* callbacks on handler threads */
+    OWN = 64   /* ... each connection on its own */
+};
 
 static const struct scenario {
     const char *name;
@@ -1221,6 +1604,45 @@ static const struct scenario {
     { "inherited", cfg_inherited, do_speak, 0 },
     { "pieces", cfg_pieces, do_pieces, 0 },
     { "broadcast", cfg_single, do_broadcast, 0 },
+    { "pool", cfg_mailbox, do_many, POOL },
+    { "pool_echo", cfg_echo, do_echo, POOL },
+    { "pool_line", cfg_line, do_line, POOL },
+    { "pool_long_line", cfg_line, do_long_line, POOL },
+    { "pool_half_close", cfg_half_close, do_half_close, POOL },
+    { "pool_drain", cfg_drain, do_drain, POOL | NO_PROBE },
+    { "pool_write_timeout", cfg_write_timeout, do_not_read, POOL },
+    { "pool_queue_max", cfg_queue_max, do_not_read, POOL },
+    { "pool_quit", cfg_quit, do_quit, POOL | NO_PROBE },
+    { "pool_restart", NULL, do_restart, POOL },
+    { "pool_across", cfg_across, do_across, POOL | NO_PROBE },
+    { "pool_linger", cfg_linger, do_linger, POOL },
+    { "pool_abort", cfg_abort, do_abort, POOL },
+    { "pool_pieces", cfg_pieces, do_pieces, POOL },
+    { "pool_broadcast", cfg_single, do_broadcast, POOL },
+    { "pool_in_parts", cfg_in_parts, do_echo, POOL },
+    { "pool_full", cfg_full_jobs, do_full_jobs, 0 },
+    { "pool_slow", cfg_slow, do_slow, POOL },
+    { "pool_end_meanwhile", cfg_slow, do_end_meanwhile, POOL },
+    { "pool_stop_meanwhile", cfg_slow, do_stop_meanwhile, POOL | NO_PROBE },
+    { "pool_force_meanwhile", cfg_slow, do_force_meanwhile, POOL | NO_PROBE },
+    { "pool_dial", cfg_dial_jobs, do_dial_jobs, POOL },
+    { "own", cfg_mailbox, do_many, OWN },
+    { "own_echo", cfg_echo, do_echo, OWN },
+    { "own_half_close", cfg_half_close, do_half_close, OWN },
+    { "own_restart", cfg_short_idle, do_restart, OWN },
+    { "own_in_parts", cfg_in_parts, do_echo, OWN },
+    { "own_slow", cfg_slow, do_slow, OWN },
+    { "own_end_meanwhile", cfg_slow, do_end_meanwhile, OWN },
+    { "own_stop_meanwhile", cfg_slow, do_stop_meanwhile, OWN | NO_PROBE },
+    { "own_force_meanwhile", cfg_slow, do_force_meanwhile, OWN | NO_PROBE },
+    { "own_take_turns", cfg_few_threads, do_take_turns, OWN },
+    { "own_dial", cfg_dial_jobs, do_dial_jobs, OWN },
+    { "offload", cfg_offload, do_offload, 0 },
+    { "offload_full", cfg_offload_full, do_offload, 0 },
+    { "offload_cancel", cfg_offload, do_cancel, 0 },
+    { "offload_end", cfg_offload, do_end_offload, 0 },
+    { "offload_stop", cfg_offload, do_stop_meanwhile, NO_PROBE },
+    { "offload_force", cfg_offload, do_force_meanwhile, NO_PROBE },
 };
 #define SCENARIOS ((int)(sizeof scenarios / sizeof scenarios[0]))
 
@@ -1314,6 +1736,14 @@ static void judge_leaks(run *r, int fds, int threads) {
     }
 }
 
+static void judge_works(run *r) {
+    const int given = atomic_load(&errands_given);
+    const int told = atomic_load(&errands_done);
+    if (given != told) {
+        problem(r, "%d pieces of work were given, and %d told their end; ", given, told);
+    }
+}
+
 /* A waiting process burns nothing and calls nothing; the scenarios themselves need a few
  * milliseconds. The calls tell even where processors are scarce. */
 static void judge_spin(run *r) {
@@ -1345,7 +1775,25 @@ static void prepare(run *r) {
     if (sc->config != NULL) {
         sc->config(&r->cfg);
     }
+    if ((sc->flags & (POOL | OWN)) != 0) {
+        r->cfg.handler_stack_bytes = 256 << 10;
+        r->cfg.handler_threads = r->cfg.handler_threads != 0 ? r->cfg.handler_threads : 4;
+    }
+    if ((sc->flags & OWN) != 0) {
+        r->cfg.place = NETSRV_PLACE_OWN_THREAD;
+    }
     r->unix_name = (sc->flags & BY_UNIX) != 0 ? unix_path : NULL;
+}
+
+/* Nothing of this is a fault. Pieces stay longer than what a handler must see whole. */
+static void roughen(unsigned seed) {
+    SEAM_SET(seed, seed);
+    SEAM_SET(clip_exactly, true);
+    SEAM_SET(recv_clip, 500 + seam_draw(3000));
+    SEAM_SET(send_clip, 500 + seam_draw(3000));
+    SEAM_SET(permute, true);
+    SEAM_SET(repeat, true);
+    SEAM_SET(disturb, true);
 }
 
 /* The processor time counts from the first fault on, so that a slow start is no spin. */
@@ -1361,6 +1809,9 @@ static void play(const plan *p, report *out, uint64_t seed) {
         const long times = !p->always ? 1 : (p->flags & REPEAT) != 0 ? STORM : SEAM_FOREVER;
         seam_fail((seam_plan){ p->name, p->nth, p->err, times });
     }
+    if (p->rough != 0) {
+        roughen(p->rough);
+    }
     r.began_ms = check_now_ms();
     const uint64_t cpu_before = check_cpu_us();
     if (create(&r) && start(&r)) {
@@ -1368,8 +1819,10 @@ static void play(const plan *p, report *out, uint64_t seed) {
     }
     out->wall_ms = check_now_ms() - r.began_ms;
     out->cpu_us = check_cpu_us() - cpu_before;
+    open_gate(&r);
     finish(&r);
     seam_fail_stop();
+    judge_works(&r);
     if (inherited_fd >= 0) {
         close(inherited_fd);
     }
@@ -1419,8 +1872,9 @@ static void describe(const plan *p, char *text, size_t n) {
                               (unsigned long long)torture.seed, scenarios[p->scenario].name,
                               netsrv_backend_name((int)p->backend));
     if (p->name != NULL && used > 0 && (size_t)used < n) {
-        snprintf(text + used, n - (size_t)used, " --name=%s --nth=%u --errno=%s --mode=%s", p->name,
-                 p->nth, errno_name(p->err), p->always ? "always" : "once");
+        snprintf(text + used, n - (size_t)used,
+                 " --name=%s --nth=%u --errno=%s --mode=%s --rough=%u", p->name, p->nth,
+                 errno_name(p->err), p->always ? "always" : "once", p->rough);
     }
 }
 
@@ -1522,9 +1976,12 @@ static void drain_jobs(void) {
 
 /* ---- which sites, which errnos --------------------------------------------------------------- */
 
+/* Every third run is a rough one. */
 static void add_plan(const plan *p) {
+    const unsigned long rough = seam_draw(3) == 0 ? 1 + seam_draw(1000000) : 0;
     if (torture.plan_count < PLANS_MAX) {
-        torture.plans[torture.plan_count++] = *p;
+        torture.plans[torture.plan_count] = *p;
+        torture.plans[torture.plan_count++].rough = (unsigned)rough;
     }
 }
 
@@ -1675,6 +2132,8 @@ static bool read_replay(const char *arg) {
         p->err = errno_number(v);
     } else if ((v = value_of(arg, "--mode=")) != NULL) {
         p->always = strcmp(v, "always") == 0;
+    } else if ((v = value_of(arg, "--rough=")) != NULL) {
+        p->rough = (unsigned)strtoul(v, NULL, 10);
     } else {
         return false;
     }
