@@ -92,15 +92,6 @@ static inline uint64_t check_cpu_percent(int ms) {
     return (check_cpu_us() - cpu) * 100 / (check_clock_us(CLOCK_MONOTONIC) - began + 1);
 }
 
-/* The process comes to rest: what is still being done may be finished first, a spin never is. */
-static inline uint64_t check_cpu_at_rest(int ms) {
-    uint64_t percent = 100;
-    for (int i = 0; i < 8 && percent > 5; i++) {
-        percent = check_cpu_percent(ms);
-    }
-    return percent;
-}
-
 /* ---- assertions ------------------------------------------------------------------------------ */
 
 static inline bool check_record(bool ok) {

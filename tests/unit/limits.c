@@ -35,7 +35,7 @@ static void accept_shortage(netsrv_backend b) {
         seam_fail_next("accept4", errnos[i], SEAM_FOREVER);
         const int fd = peer_connect(netsrv_get_port(s, 0));
         CHECK_WITHIN(5000, SEAM_GET(fired) > 0);
-        CHECK_LE(check_cpu_at_rest(300), 10);
+        CHECK(rig_rests(300));
         CHECK_LE(SEAM_GET(fired), 100);
         CHECK_LE(rig_log_lines(NETSRV_LOG_WARN) + rig_log_lines(NETSRV_LOG_ERROR), 8);
         CHECK_GE(rig_total(s).pauses, 1);
@@ -94,7 +94,7 @@ static void out_of_descriptors(netsrv_backend b, netsrv_accept accept) {
         CHECK(peer_say(fd[i], "x"));
     }
     CHECK_WITHIN(5000, rig_opens() == 4 && rig_total(s).pauses > 0);
-    CHECK_LE(check_cpu_at_rest(300), 10);
+    CHECK(rig_rests(300));
     CHECK_EQ(rig_opens(), 4);
     CHECK_LE(rig_log_lines(NETSRV_LOG_WARN) + rig_log_lines(NETSRV_LOG_ERROR), 8);
     for (int i = 0; i < CROWD; i++) {
@@ -102,7 +102,7 @@ static void out_of_descriptors(netsrv_backend b, netsrv_accept accept) {
         CHECK(peer_gets(fd[i], "x"));
         shutdown(fd[i], SHUT_WR);
         CHECK_EQ(peer_end(fd[i]), PEER_FIN);
-        CHECK_LE(check_now_ms() - began, check_scaled(1000));
+        CHECK_LE(check_now_ms() - began, check_scaled(4000));
     }
     setrlimit(RLIMIT_NOFILE, &old);
     while (filled > 0) {
@@ -152,7 +152,7 @@ static void max_conns(netsrv_backend b, netsrv_accept accept, unsigned limit) {
             CHECK(peer_say(fd[i], "x"));
         }
         CHECK_WITHIN(5000, rig_opens() == before + limit);
-        CHECK_LE(check_cpu_at_rest(50), 10);
+        CHECK(rig_rests(50));
         CHECK_EQ(rig_opens(), before + limit);
         for (int i = 0; i < CROWD; i++) {
             shutdown(fd[i], SHUT_WR);

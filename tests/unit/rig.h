@@ -17,6 +17,22 @@
 
 #define PEER_DEADLINE_MS 10000
 
+/* ---- rest ------------------------------------------------------------------------------------ */
+
+#ifdef SEAM_H
+/* The process comes to rest: what is still being done may be finished first, a spin never is. Calls
+ * tell it on a slow machine as well; processor time is there for a spin without any. */
+static inline bool rig_rests(int ms) {
+    for (int i = 0; i < 20; i++) {
+        const unsigned long calls = SEAM_GET(total);
+        if (check_cpu_percent(ms) < 70 && SEAM_GET(total) - calls <= 20 + (unsigned long)ms / 10) {
+            return true;
+        }
+    }
+    return false;
+}
+#endif
+
 /* ---- a log that can be asked ----------------------------------------------------------------- */
 
 #define RIG_LOG_BYTES 65536
