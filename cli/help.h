@@ -42,15 +42,16 @@ static const help_topic help_topics[] = {
      "  daytime   sends the local date and time as one line and closes (RFC 867)\n\n"},
     {"commands",
      "With --commands, mode line obeys a line that begins with a slash:\n\n"
-     "  /sleep MS  holds the handler up for MS milliseconds, then answers \"ok\"\n"
-     "  /worker    answers the number of the worker that serves this client\n"
-     "  /id        answers the number of the connection\n"
-     "  /peer      answers the client's address\n"
-     "  /close     closes in order: what is queued is sent first\n"
-     "  /abort     closes with a reset\n"
-     "  /send N    answers N times the letter x and a newline\n"
-     "  /stats     answers the counters of the server, with --json as JSON\n"
-     "  /quit      stops the server as SIGTERM does\n\n"
+     "  /sleep MS    holds the handler up for MS milliseconds, then answers \"ok\"\n"
+     "  /offload MS  the same on another thread, while later lines are answered\n"
+     "  /worker      answers the number of the worker that serves this client\n"
+     "  /id          answers the number of the connection\n"
+     "  /peer        answers the client's address\n"
+     "  /close       closes in order: what is queued is sent first\n"
+     "  /abort       closes with a reset\n"
+     "  /send N      answers N times the letter x and a newline\n"
+     "  /stats       answers the counters of the server, with --json as JSON\n"
+     "  /quit        stops the server as SIGTERM does\n\n"
      "Any other such line is answered with one that begins with \"error:\".\n"},
     {"listen",
      "  127.0.0.1:7000  [::1]:7000   one address; port 0 takes any free port\n"
@@ -59,7 +60,8 @@ static const help_topic help_topics[] = {
      "  fd:3  systemd:NAME           a listening socket inherited from the parent\n\n"},
     {"threads",
      "Each worker runs one event loop; a connection stays with its worker.\n"
-     "Handlers run there, or with -t on threads beside them.\n"
+     "Handlers run there, or with -t on threads beside them; what is given to /offload\n"
+     "(see --help commands) on others.\n"
      "Backends: auto takes the best of io_uring epoll kqueue poll that is here.\n\n"},
     {"accept",
      "  auto       the best of these for this system and number of workers\n"

@@ -80,6 +80,10 @@ static const option_row option_rows[] = {
      "own_thread: an idle one ends after; 10000"},
     {"jobs-max", 0, "N", NUMBER, ATC(jobs_max_count), 1, 1 << 24, NULL, "threads",
      "handlers waiting for one; default 4096"},
+    {"offload-threads", 0, "N", NUMBER, ATC(offload_threads), 1, NETSRV_HANDLERS_MAX, NULL,
+     "threads", "for /offload, made when needed; default 4"},
+    {"offload-max", 0, "N", NUMBER, ATC(offload_max_count), 1, 1 << 24, NULL, "threads",
+     "/offload under way on a worker; default 1024"},
     {"events-per-wait", 0, "N", NUMBER, ATC(events_per_wait), 1, 4096, NULL, "threads",
      "events taken at once; default 256"},
     {"recv-buffer", 0, "BYTES", BYTES, ATC(recv_buffer_bytes), 4096, 16 << 20, NULL, "threads",
@@ -350,6 +354,14 @@ static const mode *check_options(const command_line *o, int count, char **words)
     }
     if (o->commands && m->on_frame == NULL) {
         REFUSE("--commands: not in mode %s; it belongs to mode line", m->name);
+    }
+    const bool offloads = o->config.offload_threads != 0 || o->config.offload_max_count != 0;
+    const bool elsewhere =
+        o->config.handler_threads != 0 || o->config.place == NETSRV_PLACE_OWN_THREAD;
+    if (offloads && (!o->commands || elsewhere)) {
+        REFUSE("--%s: nothing is offloaded %s; see /offload in 'netsrv --help commands'",
+               o->config.offload_threads != 0 ? "offload-threads" : "offload-max",
+               elsewhere ? "with handler threads" : "without --commands");
     }
     if (o->ready_fd == STDERR_FILENO) {
         REFUSE("--ready-fd: '2': is where messages go; give another descriptor");

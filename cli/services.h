@@ -130,17 +130,38 @@ static void send_more(netsrv_conn *c) {
 }
 
 typedef enum line_command {
-    SLEEP, WORKER, ID, PEER, CLOSE, ABORT, SEND, STATS, QUIT, UNKNOWN
+    SLEEP, OFFLOAD, WORKER, ID, PEER, CLOSE, ABORT, SEND, STATS, QUIT, UNKNOWN
 } line_command;
 
 static const struct {
     const char *name;
     uint64_t max; /* of its number; 0: it takes none */
 } line_commands[] = {
-    [SLEEP] = {"/sleep", 3600000}, [WORKER] = {"/worker", 0}, [ID] = {"/id", 0},
-    [PEER] = {"/peer", 0},         [CLOSE] = {"/close", 0},   [ABORT] = {"/abort", 0},
-    [SEND] = {"/send", 4000000000}, [STATS] = {"/stats", 0},  [QUIT] = {"/quit", 0},
+    [SLEEP] = {"/sleep", 3600000}, [OFFLOAD] = {"/offload", 3600000}, [WORKER] = {"/worker", 0},
+    [ID] = {"/id", 0},             [PEER] = {"/peer", 0},             [CLOSE] = {"/close", 0},
+    [ABORT] = {"/abort", 0},       [SEND] = {"/send", 4000000000},    [STATS] = {"/stats", 0},
+    [QUIT] = {"/quit", 0},
 };
+
+/* The milliseconds are the argument itself: nothing to allocate and nothing to free. */
+static void offload_work(void *arg) {
+    sleep_ms((uintptr_t)arg);
+}
+
+static void offload_done(netsrv_conn *c, void *arg, netsrv_result result) {
+    (void)arg;
+    if (result == NETSRV_OK) {
+        reply(c, "ok\n");
+    }
+}
+
+static void offload(netsrv_conn *c, uint64_t ms) {
+    void *arg = (void *)(uintptr_t)ms;
+    const netsrv_result result = netsrv_offload(c, offload_work, offload_done, arg, 0, NULL);
+    if (result != NETSRV_OK) {
+        reply(c, "error: /offload: %s\n", netsrv_result_text((int)result));
+    }
+}
 
 static void line_command_run(netsrv_conn *c, line_command command, uint64_t number) {
     char text[SUMMARY_MAX];
@@ -148,6 +169,9 @@ static void line_command_run(netsrv_conn *c, line_command command, uint64_t numb
     case SLEEP:
         sleep_ms(number);
         reply(c, "ok\n");
+        break;
+    case OFFLOAD:
+        offload(c, number);
         break;
     case WORKER:
         reply(c, "%u\n", netsrv_get_worker(c));
@@ -176,8 +200,8 @@ static void line_command_run(netsrv_conn *c, line_command command, uint64_t numb
         netsrv_stop(netsrv_get_server(c), options_of(c)->grace_ms);
         break;
     case UNKNOWN:
-        reply(c, "error: unknown command; known are /sleep MS, /worker, /id, /peer, /close, "
-                 "/abort, /send N, /stats, /quit\n");
+        reply(c, "error: unknown command; known are /sleep MS, /offload MS, /worker, /id, "
+                 "/peer, /close, /abort, /send N, /stats, /quit\n");
         break;
     }
 }

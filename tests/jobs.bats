@@ -55,7 +55,27 @@ one_sleeps() {
     done
 }
 
+# One thread and room for two: the third is refused, and what follows is answered before the first
+# is over.
+@test "line --commands: /offload holds nobody up" {
+    server line --commands -w 1 --offload-threads 1 --offload-max 2
+    client "$ADDR" C 'S/offload 300\n/offload 1\n/offload 1\nafter\n' L 'Rafter\nok\nok\n' F E |
+        grep -F 'L"error: /offload: '
+    client -q "$ADDR" C 'S/offload 10\n' 'Rok\n' F E
+    stop
+    server line --commands -w 1 -t 1
+    client "$ADDR" C 'S/offload 1\n' L F E | grep -F 'L"error: /offload: '
+    stop
+}
+
 @test "what does not fit is refused by name" {
+    local options
+    for options in 'echo --offload-threads 2' 'line --offload-max 2' \
+        'line --commands -t 1 --offload-threads 2' 'line --commands -p own_thread --offload-max 2'; do
+        run "$NETSRV_BIN" $options
+        [ "$status" = 2 ]
+        [[ $output == *--offload-* ]]
+    done
     run "$NETSRV_BIN" echo -t 0
     [ "$status" = 2 ]
     [[ $output == *--handler-threads* ]]
