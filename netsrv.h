@@ -186,7 +186,8 @@
        - What a callback sends and asks for is recorded and takes effect, in order, when it
          returns. One that replies in parts calls netsrv_flush between them; that also says
          whether the client is still there.
-       - Meanwhile the connection reads no more than one buffer ahead, and idle_timeout_ms rests.
+       - Meanwhile, and while it waits for a thread, the connection reads no more than one buffer
+         ahead, and idle_timeout_ms rests.
        - NETSRV_HIGH looks at what this callback has sent; on_drain may also come without it.
        - A connection that ends while a callback runs is closed to the peer at once. on_close
          follows after the callback, and the descriptor keeps its number until then.
@@ -4562,6 +4563,11 @@ static bool netsrv__conn_lent(const netsrv_conn *c) {
     return c->job != NULL && c->job->lent;
 }
 
+/* ... or waits for one, perhaps behind a full queue. */
+static bool netsrv__conn_waits(const netsrv_conn *c) {
+    return c->job != NULL && (c->job->lent || c->job->listed);
+}
+
 /* A callback runs on another thread, or is due to. */
 static bool netsrv__conn_has_job(const netsrv_conn *c) {
     return c->job != NULL && (c->job->lent || c->job->owed != 0);
@@ -4940,7 +4946,7 @@ static uint64_t netsrv__conn_long_turn_ms(const netsrv__worker *w) {
 
 static uint64_t netsrv__conn_idle_deadline(const netsrv__worker *w, const netsrv_conn *c) {
     if (c->idle_ms == NETSRV_OFF || c->state < NETSRV__OPEN || c->state > NETSRV__HALF ||
-        netsrv__conn_lent(c)) {
+        netsrv__conn_waits(c)) {
         return UINT64_MAX;
     }
     return netsrv__conn_after(c->active_ms + netsrv__conn_long_turn_ms(w), c->idle_ms);
@@ -8726,10 +8732,14 @@ static void netsrv__jobs_hold(netsrv__worker *w) {
 }
 
 /* Listed, but the callback that was due is not any more: the connection may only have waited to be
- * forgotten. */
+ * forgotten. If not, its idle time, which rested, begins. */
 static void netsrv__jobs_not_due(netsrv__worker *w, const netsrv__job *job) {
-    if (job->conn->state == NETSRV__DEAD) {
-        netsrv__conn_lay_out(w, job->conn);
+    netsrv_conn *c = job->conn;
+    if (c->state == NETSRV__DEAD) {
+        netsrv__conn_lay_out(w, c);
+    } else if (c->state < NETSRV__CLOSING) {
+        c->active_ms = w->own.now_ms;
+        netsrv__conn_arm(w, c);
     }
 }
 

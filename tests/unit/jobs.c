@@ -383,6 +383,59 @@ static void full_queue(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
+static void send_far(netsrv_server *s, netsrv_id id, size_t n) {
+    static char bytes[65536];
+    for (size_t sent = 0; sent < n; sent += sizeof bytes) {
+        CHECK_EQ(netsrv_send_to(s, id, bytes, sizeof bytes), NETSRV_OK);
+    }
+    rig_poke(s);
+}
+
+/* One that waits for room in the queue is not idle, however long that takes; nor is one that then
+ * has nothing to wait for, as it is above the high mark. */
+static void held_is_not_idle(netsrv_backend b, bool overtaken) {
+    netsrv_config cfg = job_config(b, POOL, 1);
+    int fd[3];
+    cfg.on_data = gated_data;
+    cfg.workers = 1;
+    cfg.jobs_max_count = 1;
+    cfg.idle_timeout_ms = 20000;
+    gate_close();
+    seam_reset(0);
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < 3; i++) {
+        fd[i] = peer_connect_small(netsrv_get_port(s, 0));
+        CHECK_WITHIN(5000, rig_opens() == (unsigned)i + 1);
+    }
+    for (int i = 0; i < 3; i++) {
+        CHECK(peer_say(fd[i], i < 2 ? "w" : "x"));
+        CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1 && rig_total(s).bytes_in > (unsigned)i);
+        rig_poke(s);
+    }
+    for (unsigned slot = 0; overtaken && slot < 3; slot++) {
+        send_far(s, (netsrv_id)1 << 32 | slot, 8u << 20);
+    }
+    SEAM_SET(clock_ms, 30000);
+    rig_poke(s);
+    rig_poke(s);
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 0);
+    atomic_store(&gate_open, 1);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(peer_skip(fd[i], overtaken ? (8u << 20) + 1 : 1), overtaken ? (8u << 20) + 1 : 1);
+    }
+    CHECK_EQ(rig_closes(), 0);
+    rig_poke(s); /* the turn of the last answer is over: its stamps are not moved */
+    SEAM_SET(clock_ms, 60000);
+    rig_poke(s);
+    for (int i = 0; i < 3; i++) {
+        CHECK_EQ(peer_end(fd[i]), PEER_FIN);
+        close(fd[i]);
+    }
+    CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_IDLE) == 3);
+    rig_stop(s, 1000);
+    seam_reset(0);
+}
+
 /* Room that one worker asked for and did not need is another's, who is woken. */
 static void room_given_back(void) {
     netsrv_config cfg = job_config(NETSRV_BACKEND_AUTO, POOL, 1);
@@ -785,6 +838,8 @@ static void cases(netsrv_backend b) {
         CASE(label("threads that cannot be created", at), no_threads(b, at));
     }
     CASE("a full queue", full_queue(b));
+    CASE("held is not idle", held_is_not_idle(b, false));
+    CASE("held, then nothing to wait for", held_is_not_idle(b, true));
     CASE("a chatty client shares", chatty_one_shares(b));
     CASE("threads of connections", own_threads(b));
     CASE("more connections than threads", more_than_threads(b, false));
