@@ -341,7 +341,9 @@
 
        Dialed connections count in the numbers and in the placement, but not in max_conns,
        max_conns_per_address and max_accepts_per_second. At a stop they are treated as the others
-       are, and one that is not open yet has half a second.
+       are, and one that is not open yet has half a second. Others can be dialed until the last
+       connection that was accepted has ended; then netsrv_dial says STOPPED, so that a connection
+       which dials itself again in on_close holds up no stop.
 
    STOP
 
@@ -1152,7 +1154,8 @@ NETSRV_API netsrv_result netsrv_move(netsrv_conn *c, unsigned worker);
 
 /* Begins a connection on this worker. *c is the connection, not open yet; `c` may be NULL.
  * BAD_THREAD: not a worker of this server; netsrv_post leads to one. BAD_ADDRESS: not understood.
- * BAD_ARGUMENT: handlers without on_data, and without on_frame or framing. STOPPED: too late.
+ * BAD_ARGUMENT: handlers without on_data, and without on_frame or framing. STOPPED: the server
+ * stops, and has no client left.
  * Everything else is told to on_close.
  * thread: a worker   callback: yes */
 NETSRV_API netsrv_result netsrv_dial(netsrv_server *s, const netsrv_target *target,
@@ -11221,6 +11224,15 @@ static netsrv_result netsrv__public_begin_dial(netsrv__worker *w, netsrv__dial *
     return NETSRV_OK;
 }
 
+/* At a stop, whoever is served may need others; when all have gone, and nobody comes any more, one
+ * call after the other would hold the server for the whole of its time. */
+static bool netsrv__public_may_dial(const netsrv__worker *w) {
+    const netsrv_server *srv = w->srv;
+    return w->own.phase != NETSRV__FORCED &&
+           (atomic_load(&srv->stop_at) == 0 || !atomic_load(&srv->swept) ||
+            atomic_load(&srv->live) != 0);
+}
+
 NETSRV_API netsrv_result netsrv_dial(netsrv_server *s, const netsrv_target *target,
                                      netsrv_conn **c) {
     netsrv__listener to;
@@ -11237,7 +11249,7 @@ NETSRV_API netsrv_result netsrv_dial(netsrv_server *s, const netsrv_target *targ
     if (target->address == NULL || netsrv__net_parse_target(&to, target->address, &name) != NULL) {
         return NETSRV_BAD_ADDRESS;
     }
-    if (w->own.phase == NETSRV__FORCED) {
+    if (!netsrv__public_may_dial(w)) {
         return NETSRV_STOPPED;
     }
     netsrv__dial *d = netsrv__dial_new(w, &to, target->address, name);

@@ -498,6 +498,77 @@ static void too_late(netsrv_backend b) {
     CHECK_EQ(last.result, NETSRV_STOPPED);
 }
 
+/* A connection that is always there: whenever it ends, it is dialed again. */
+static struct {
+    netsrv_target to;
+    char address[NETSRV_ADDRESS_MAX];
+    atomic_ulong opens;
+    atomic_int refused;
+} upstream;
+
+static void dial_upstream(netsrv_server *s, unsigned worker, void *arg) {
+    (void)worker;
+    (void)arg;
+    const netsrv_result result = netsrv_dial(s, &upstream.to, NULL);
+    CHECK(result == NETSRV_OK || result == NETSRV_STOPPED);
+    if (result != NETSRV_OK) {
+        atomic_store(&upstream.refused, (int)result);
+    }
+}
+
+static void upstream_open(netsrv_conn *c) {
+    (void)c;
+    atomic_fetch_add(&upstream.opens, 1);
+}
+
+static void upstream_close(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
+    netsrv_server *s = netsrv_get_server(c);
+    (void)reason;
+    (void)sys_errno;
+    if (netsrv_get_config(s)->handler_threads != 0) {
+        CHECK_EQ(netsrv_dial(s, &upstream.to, NULL), NETSRV_BAD_THREAD);
+        netsrv_post(s, 0, dial_upstream, NULL);
+    } else {
+        dial_upstream(s, 0, NULL);
+    }
+}
+
+static const netsrv_handlers upstream_handlers = {
+    .on_open = upstream_open, .on_data = on_data, .on_close = upstream_close
+};
+
+/* A stop ends it with the last client, long before the time is over. */
+static void always_there(netsrv_backend b, unsigned handler_threads) {
+    netsrv_config cfg = rig_config(b, 1);
+    uint16_t port;
+    const int target = dead_port(&port);
+    REQUIRE(listen(target, 50) == 0);
+    cfg.handler_threads = handler_threads;
+    cfg.linger_timeout_ms = 1;
+    memset(&upstream, 0, sizeof upstream);
+    snprintf(upstream.address, sizeof upstream.address, "127.0.0.1:%u", port);
+    upstream.to.address = upstream.address;
+    upstream.to.handlers = &upstream_handlers;
+    netsrv_server *s = rig_start(&cfg);
+    const int client = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(client, "x") && peer_gets(client, "x"));
+    REQUIRE(netsrv_post(s, 0, dial_upstream, NULL) == NETSRV_OK);
+    for (unsigned i = 1; i <= 3; i++) {
+        CHECK_WITHIN(10000, atomic_load(&upstream.opens) == i);
+        const int fd = accept(target, NULL, NULL);
+        CHECK(fd >= 0);
+        peer_reset(fd);
+    }
+    CHECK_WITHIN(10000, atomic_load(&upstream.opens) == 4);
+    netsrv_stop(s, 600000);
+    CHECK_EQ(peer_end(client), PEER_FIN);
+    close(client);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(20000)), NETSRV_OK);
+    CHECK_EQ(atomic_load(&upstream.refused), NETSRV_STOPPED);
+    close(target);
+    rig_stop(s, 0);
+}
+
 /* ---- many, and failing calls ----------------------------------------------------------------- */
 
 #define CALLS 200
@@ -579,6 +650,8 @@ static void all(netsrv_backend b) {
     CASE("stopped", stopped(b, 3000));
     CASE("stopped at once", stopped(b, 0));
     CASE("too late", too_late(b));
+    CASE("dialed again and again", always_there(b, 0));
+    CASE("dialed again and again, handler threads", always_there(b, 1));
     CASE("many", many(b));
     CASE("failing calls", failing_calls(b));
 }
