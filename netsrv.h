@@ -271,6 +271,9 @@
        on_close. No move begins after netsrv_stop, nor any with handler_threads (UNAVAILABLE): there
        the workers only dispatch, and no connection gains by another one.
 
+       Work that it has given with netsrv_offload stays with the old worker, where `done` says GONE;
+       what has not begun by then is left out.
+
    THE END OF A CONNECTION
 
        netsrv_close    sends what is queued (flush_timeout_ms), then FIN, then reads and discards
@@ -1049,9 +1052,9 @@ NETSRV_API netsrv_result netsrv_send_owned(netsrv_conn *c, const void *data, siz
 NETSRV_API netsrv_result netsrv_send_file(netsrv_conn *c, int fd, uint64_t offset, uint64_t n,
                                           void (*release)(void *arg), void *arg);
 
-/* Holds back what is sent until netsrv_uncork, netsrv_shutdown or netsrv_close, or until it is
- * above the high mark; what waits for the peer already goes on. For a reply that comes about in
- * several callbacks; what one callback sends leaves together anyway.
+/* Holds back what is sent until netsrv_uncork, netsrv_shutdown or netsrv_close, until it is above
+ * the high mark, or until the server stops; what waits for the peer already goes on. For a reply
+ * that comes about in several callbacks; what one callback sends leaves together anyway.
  * thread: owner   callback: yes */
 NETSRV_API void netsrv_cork(netsrv_conn *c);
 NETSRV_API void netsrv_uncork(netsrv_conn *c);
@@ -1113,11 +1116,12 @@ NETSRV_API void netsrv_get_conn_stats(const netsrv_conn *c, netsrv_conn_stats *s
 typedef uint64_t netsrv_task; /* names one piece of work, for ever. Never 0 */
 
 /* Runs work(arg) on a thread for that, then done(c, arg, result) on the worker: OK with the
- * connection; GONE with NULL when it is closed or closing; CANCELLED. Called exactly once, so that
- * it may free arg; work that has not begun by then is left out. Several run side by side, those
- * with NETSRV_ORDERED in `flags` one after the other. `task` may be NULL. QUEUE_FULL at
- * offload_max_count, GONE if c is closing, SYSTEM if there is no thread: then neither is called.
- * BAD_THREAD in callbacks that run beside the workers: those may take their time themselves.
+ * connection; GONE with NULL when it is closed or closing, or has moved; CANCELLED. Called exactly
+ * once, so that it may free arg; work that has not begun by then is left out. Several run side by
+ * side, those with NETSRV_ORDERED in `flags` one after the other. `task` may be NULL. QUEUE_FULL at
+ * offload_max_count (or 65,535 of one connection), GONE if c is closing, SYSTEM if there is no
+ * thread: then neither is called. BAD_THREAD in callbacks that run beside the workers: those may
+ * take their time themselves.
  * thread: owner, on a worker   callback: yes */
 NETSRV_API netsrv_result netsrv_offload(netsrv_conn *c, void (*work)(void *arg),
                                         void (*done)(netsrv_conn *c, void *arg,
@@ -1716,7 +1720,8 @@ struct netsrv_conn {
     uint32_t idle_ms;
     uint32_t discarded; /* input thrown away since the close */
     uint32_t addr_slot;
-    int sys_errno;
+    uint16_t sys_errno;
+    uint16_t works;    /* given with netsrv_offload, and not done */
     uint16_t interest; /* of the readiness adapter */
     uint8_t reason; /* netsrv_close_reason, or NETSRV_CLOSE_COUNT while none is known */
     uint8_t listener;
@@ -4576,24 +4581,11 @@ static bool netsrv__conn_has_job(const netsrv_conn *c) {
     return c->job != NULL && (c->job->lent || c->job->owed != 0);
 }
 
-static bool netsrv__conn_has_work(const netsrv__worker *w, const netsrv_conn *c) {
-    const netsrv__link *head = &w->own.works;
-    for (const netsrv__link *node = head->next; w->own.work_count != 0 && node != head;
-         node = node->next) {
-        const netsrv__work *x = (const netsrv__work *)(const void *)((const char *)node -
-                                                                     offsetof(netsrv__work, link));
-        if (x->id == netsrv__conn_id(c)) {
-            return true;
-        }
-    }
-    return false;
-}
-
 /* The first reason is the one that the program is told. */
 static void netsrv__conn_note_reason(netsrv_conn *c, netsrv_close_reason reason, int sys_errno) {
     if (c->reason == NETSRV_CLOSE_COUNT) {
         c->reason = (uint8_t)reason;
-        c->sys_errno = sys_errno;
+        c->sys_errno = (uint16_t)sys_errno;
     }
 }
 
@@ -5010,7 +5002,7 @@ static void netsrv__conn_limit_reached(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_reset(w, c, NETSRV_CLOSE_WRITE_TIMEOUT);
     } else if (c->state == NETSRV__LINGERING) {
         netsrv__conn_end(w, c, NETSRV_CLOSE_LOCAL, 0);
-    } else if (netsrv__conn_has_job(c) || netsrv__conn_has_work(w, c)) {
+    } else if (netsrv__conn_has_job(c) || c->works != 0) {
         c->flags &= ~(uint32_t)NETSRV__FRESH; /* on_open is slow: it has the time of the stop */
     } else {
         netsrv__conn_close(w, c, NETSRV_CLOSE_STOP);
@@ -5086,8 +5078,10 @@ static void netsrv__conn_lay_out(netsrv__worker *w, netsrv_conn *c) {
 /* Work for a connection that has ended need not begin. */
 static void netsrv__conn_forget_works(netsrv__worker *w, const netsrv_conn *c) {
     const netsrv__link *head = &w->own.works;
-    for (netsrv__link *node = head->next; w->own.work_count != 0 && node != head;
-         node = node->next) {
+    if (c->works == 0) {
+        return;
+    }
+    for (netsrv__link *node = head->next; node != head; node = node->next) {
         netsrv__work *x = (netsrv__work *)(void *)((char *)node - offsetof(netsrv__work, link));
         if (x->id == netsrv__conn_id(c)) {
             atomic_store_explicit(&x->skipped, true, memory_order_relaxed);
@@ -5121,6 +5115,7 @@ static bool netsrv__conn_send_off(netsrv__worker *w, netsrv_conn *c) {
     traveller->flags = c->flags & ~(uint32_t)NETSRV__LEFT_BEHIND;
     traveller->flags |= NETSRV__ARRIVED | NETSRV__RESHOW; /* some was not shown here any more */
     traveller->dirty_next = NULL;
+    traveller->works = 0;
     memset(&msg, 0, sizeof msg);
     msg.kind = NETSRV__MSG_MOVE;
     msg.as.traveller = traveller;
@@ -5147,6 +5142,7 @@ static void netsrv__conn_move(netsrv__worker *w, netsrv_conn *c) {
         return;
     }
     NETSRV__COUNT(w, moved, 1);
+    netsrv__conn_forget_works(w, c);
     memset(&c->out, 0, sizeof c->out);
     c->input = NULL;
     c->fd = -1;
@@ -5210,7 +5206,7 @@ static void netsrv__conn_send_fin(netsrv__worker *w, netsrv_conn *c) {
 static bool netsrv__conn_quiet(const netsrv_conn *c) {
     return c->state <= NETSRV__HALF && c->out.bytes + c->sending == 0 && c->input == NULL &&
            (c->flags & (NETSRV__FRESH | NETSRV__PAUSED)) == 0 &&
-           !netsrv__conn_has_job(c) && !netsrv__conn_has_work(c->worker, c);
+           !netsrv__conn_has_job(c) && c->works == 0;
 }
 
 static void netsrv__conn_step_close(netsrv__worker *w, netsrv_conn *c) {
@@ -5600,7 +5596,8 @@ static void netsrv__conn_settle_unopened(netsrv__worker *w, netsrv_conn *c) {
 
 /* Whether there is something to send that may be sent now. */
 static bool netsrv__conn_may_send(const netsrv__worker *w, const netsrv_conn *c) {
-    const bool held = (c->flags & (NETSRV__CORKED | NETSRV__HIGH_MARK)) == NETSRV__CORKED &&
+    const uint32_t lifts = NETSRV__HIGH_MARK | NETSRV__STOPPING;
+    const bool held = (c->flags & (NETSRV__CORKED | lifts)) == NETSRV__CORKED &&
                       c->out.bytes <= w->cfg->high_mark_bytes;
     return c->state >= NETSRV__OPEN && c->state < NETSRV__CLOSING && c->out.bytes != 0 && !held &&
            (c->flags & NETSRV__BLOCKED) == 0;
@@ -8944,9 +8941,9 @@ static netsrv__work *netsrv__jobs_find_work(netsrv__worker *w, netsrv_task task)
     return NULL;
 }
 
-static netsrv_result netsrv__jobs_offload(netsrv__worker *w, const netsrv__work *what,
-                                          netsrv_task *task) {
-    if (w->own.work_count >= w->cfg->offload_max_count) {
+static netsrv_result netsrv__jobs_offload(netsrv__worker *w, netsrv_conn *c,
+                                          const netsrv__work *what, netsrv_task *task) {
+    if (w->own.work_count >= w->cfg->offload_max_count || c->works == UINT16_MAX) {
         return NETSRV_QUEUE_FULL;
     }
     netsrv__work *x = netsrv__mem_alloc(w->cfg, sizeof *x);
@@ -8964,6 +8961,7 @@ static netsrv_result netsrv__jobs_offload(netsrv__worker *w, const netsrv__work 
     }
     netsrv__util_list_append(&w->own.works, &x->link);
     w->own.work_count++;
+    c->works++;
     *task = x->task;
     return NETSRV_OK;
 }
@@ -9004,6 +9002,9 @@ static void netsrv__jobs_work_done(netsrv__worker *w, netsrv__work *x) {
     netsrv_conn *c = netsrv__conn_of_id(w, done.id);
     netsrv__util_list_remove(&x->link);
     w->own.work_count--;
+    if (c != NULL) {
+        c->works--;
+    }
     netsrv__mem_free(w->cfg, x, sizeof *x);
     const bool turn = done.ordered && netsrv__jobs_ordered(w, done.id, true) == NULL;
     netsrv__work *next = turn ? netsrv__jobs_ordered(w, done.id, false) : NULL;
@@ -10938,7 +10939,7 @@ NETSRV_API netsrv_result netsrv_offload(netsrv_conn *c, void (*work)(void *arg),
     }
     const netsrv__work what = {.id = netsrv__conn_id(c), .ordered = (flags & NETSRV_ORDERED) != 0,
                                .work = work, .done = done, .arg = arg};
-    return netsrv__jobs_offload(w, &what, task != NULL ? task : &ignored);
+    return netsrv__jobs_offload(w, c, &what, task != NULL ? task : &ignored);
 }
 
 NETSRV_API netsrv_result netsrv_cancel(netsrv_server *s, netsrv_task task) {

@@ -271,6 +271,60 @@ static void stop_waits(netsrv_backend b, bool in_time) {
     CHECK_EQ(atomic_load(&begun), in_time ? 2 : 1);
 }
 
+static atomic_int moves;
+
+static size_t work_and_move(netsrv_conn *c, const void *data, size_t n) {
+    if (netsrv_get_worker(c) == 1) {
+        return rig_on_data(c, data, n);
+    }
+    if (memchr(data, '>', n) != NULL) {
+        CHECK_EQ(netsrv_move(c, 1), NETSRV_OK);
+        return n;
+    }
+    return send_away(c, data, n);
+}
+
+static void note_move(netsrv_conn *c) {
+    CHECK_EQ(netsrv_get_worker(c), 1);
+    atomic_fetch_add(&moves, 1);
+}
+
+static unsigned to_worker_0(netsrv_server *s, const netsrv_peer *peer, unsigned accepting) {
+    (void)s;
+    (void)peer;
+    (void)accepting;
+    return 0;
+}
+
+/* What a connection gave before it moved stays behind, and is gone; a stop where it is now does not
+ * wait for that. */
+static void moved(netsrv_backend b) {
+    netsrv_config cfg = offload_config(b);
+    cfg.workers = 2;
+    cfg.on_data = work_and_move;
+    cfg.on_move = note_move;
+    cfg.pick = to_worker_0;
+    cfg.place = NETSRV_PLACE_CUSTOM;
+    reset(false);
+    atomic_store(&moves, 0);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "ABCD"));
+    CHECK_WITHIN(5000, atomic_load(&begun) == 1);
+    CHECK(peer_say(fd, ">"));
+    CHECK_WITHIN(5000, atomic_load(&moves) == 1);
+    CHECK(peer_say(fd, "there") && peer_gets(fd, "there"));
+    netsrv_stop(s, 600000);
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_STOP) == 1);
+    CHECK_EQ(atomic_load(&told[NETSRV_GONE]), 0);
+    atomic_store(&gate_open, 1);
+    rig_end(s);
+    CHECK_EQ(atomic_load(&told[NETSRV_GONE]), 4);
+    CHECK_EQ(atomic_load(&begun), 1);
+}
+
 static size_t refused_data(netsrv_conn *c, const void *data, size_t n) {
     CHECK_EQ(netsrv_offload(c, work, done, NULL, 0, NULL), NETSRV_BAD_THREAD);
     return rig_on_data(c, data, n);
@@ -309,6 +363,7 @@ static void cases(netsrv_backend b) {
     CASE("no thread", without_threads(b));
     CASE("a stop waits for work", stop_waits(b, true));
     CASE("a stop cannot end work", stop_waits(b, false));
+    CASE("moved meanwhile", moved(b));
     CASE("refused", refusals(b));
 }
 

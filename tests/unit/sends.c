@@ -558,6 +558,23 @@ static void cork_above_the_mark(netsrv_backend b) {
     check_all_returned();
 }
 
+/* A stop sends what is held back, and does not wait for the program to go on. */
+static void cork_at_a_stop(netsrv_backend b, unsigned handler_threads) {
+    netsrv_config cfg = sends_config(b);
+    cfg.on_data = corked;
+    cfg.handler_threads = handler_threads;
+    cfg.linger_timeout_ms = 50;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "[a") && peer_silent(fd, 60));
+    netsrv_stop(s, 600000);
+    CHECK(peer_gets(fd, "a"));
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    rig_end(s);
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_STOP), 1);
+}
+
 static void all(netsrv_backend b) {
     CASE("mixtures", mixtures(b, 0, NULL, 200));
     CASE("mixtures without sendfile", mixtures(b, 0, no_sendfile, 100));
@@ -573,6 +590,8 @@ static void all(netsrv_backend b) {
     CASE("huge files", huge_files(b));
     CASE("cork", cork(b));
     CASE("cork above the high mark", cork_above_the_mark(b));
+    CASE("cork at a stop", cork_at_a_stop(b, 0));
+    CASE("cork at a stop, handler threads", cork_at_a_stop(b, 2));
 }
 
 int main(int argc, char **argv) {
