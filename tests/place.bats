@@ -89,9 +89,9 @@ worker_of() {
     for p in round_robin least two_choices; do
         for t in mailbox direct; do
             server line --commands -b epoll -a acceptor -w 2 -p $p --transfer $t --stall 50
-            hold 1 -- C 'S/worker\n' L 'S/sleep 4000\n' U 'Rok\n' F E
+            hold 1 -- C 'S/worker\n' L 'S/sleep 15000\n' U 'Rok\n' F E
             until_true stalled
-            client -q -d 3000 -n 40 "$ADDR" C 'Shello\n' 'Rhello\n' F E B:3000
+            client -q -d 12000 -n 40 "$ADDR" C 'Shello\n' 'Rhello\n' F E B:12000
             kill -KILL "$PID"
             exec 9>&-
             reap
