@@ -60,6 +60,8 @@
        [kqueue]   readiness poller of macOS and the BSDs
        [poll]     readiness poller of every POSIX system
        [ready]    turns readiness into results, once for every poller
+       [ring]     io_uring without a library
+       [uring]    the completion backend over io_uring
        [backend]  the backends of this build, best first
        [place]    which worker gets a connection
        [jobs]     callbacks on other threads: lending a connection and taking it back
@@ -126,15 +128,28 @@
 
        Pairs that cannot work are refused by netsrv_create with a text that names the remedy:
        keep with acceptor (its threads serve nobody), keep with single and more than one worker
-       (all others would idle), exclusive with any backend but epoll, and with backend poll: edge,
-       acceptors above 1, trigger edge or oneshot, and direct, which all need a poller that lives in
-       the kernel.
+       (all others would idle), exclusive with any backend but epoll and io_uring, and with backends
+       poll and io_uring: edge, acceptors above 1, trigger edge or oneshot, and direct, which all
+       need a poller that several threads may use.
 
    BACKENDS (netsrv_config.backend)
 
        epoll on Linux, kqueue on macOS and the BSDs, poll everywhere; auto takes the first that
-       works. With NETSRV_LIBKQUEUE, kqueue on Linux as well, after epoll. io_uring has a name
-       already and is refused. netsrv_get_choice tells what was asked, taken, and why.
+       works. With NETSRV_LIBKQUEUE, kqueue on Linux as well, after epoll. netsrv_get_choice tells
+       what was asked, taken, and why.
+
+       io_uring (Linux 6.1 and newer) is used only if asked for by name. The same callbacks in the
+       same order; requests are submitted and answers taken in one system call a turn, and input
+       lies in a pool of 2 MiB for each worker, of which an idle connection holds nothing. Where
+       the kernel cannot bound what it delivers for one request (before 6.17), a turn may bring up
+       to the pool's size from one connection before a pause takes effect; later ones keep to
+       bytes_per_turn. exclusive and shared are the same: a lasting request for connections on
+       each worker. At a limit, connections that the kernel has accepted already are held until
+       there is a place, so that clients wait as they would in the backlog. A listener's request
+       keeps to the limit of descriptors of the time when it was made. Refused by name, with the
+       reason, where the kernel does not have it or a sandbox forbids it; a sandbox that kills the
+       process instead cannot be asked. NETSRV_NO_IO_URING in the environment (set, and not "0")
+       switches it off, and so does the macro of that name at compile time.
 
 
    THREADS
@@ -430,6 +445,7 @@
        NETSRV_STATIC     everything static: a private copy in one file
        NETSRV_DEBUG      internal assertions, by NETSRV_ASSERT(x), default assert(3)
        NETSRV_LIBKQUEUE  backend kqueue on Linux, by libkqueue: for tests of that backend
+       NETSRV_NO_IO_URING  without the backend io_uring
        NETSRV_SEAM_...   for tests, below
 
    TESTING
@@ -438,7 +454,8 @@
 
        NETSRV_SEAM_FAULT(name)             0, or an errno with which the call "name" shall fail
        NETSRV_SEAM_CLIP(name, n)           a length for "recv" or "send", 1 to n
-       NETSRV_SEAM_EVENTS(events, n, size) may permute, repeat or drop events; the new count
+       NETSRV_SEAM_EVENTS(events, n, size) may permute, repeat or drop events; the new count (not
+                                           with io_uring, whose completions are no hints)
        NETSRV_SEAM_CLOCK_MS(real)          the monotonic clock that timeouts see
        NETSRV_SEAM_POINT(name)             a point where threads meet, to disturb the schedule
        NETSRV_SEAM_KQUEUE                  a header, in quotes, in place of <sys/event.h>
@@ -1347,6 +1364,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #include <sched.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/syscall.h>
 #ifndef EPOLLEXCLUSIVE
@@ -1366,6 +1384,18 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #endif
 
 #define NETSRV__HAS_EPOLL NETSRV__LINUX
+#if NETSRV__LINUX && !defined(NETSRV_NO_IO_URING) && !defined(__alpha__)
+#define NETSRV__HAS_IO_URING 1
+#define NETSRV__SYS_RING_SETUP 425 /* the C library's headers may be older than the kernel */
+#define NETSRV__SYS_RING_ENTER 426
+#define NETSRV__SYS_RING_REGISTER 427
+#else
+#define NETSRV__HAS_IO_URING 0
+#endif
+#define NETSRV__HAS_COMPLETIONS NETSRV__HAS_IO_URING
+#ifndef NETSRV__PREFERS_IO_URING /* by auto, over epoll: see BACKENDS for what was measured */
+#define NETSRV__PREFERS_IO_URING 0
+#endif
 #define NETSRV__HAS_EVENTFD NETSRV__LINUX
 #if defined(EVFILT_READ) && defined(EV_RECEIPT) && defined(EV_DISPATCH)
 #define NETSRV__HAS_KQUEUE 1
@@ -1488,6 +1518,19 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__PLAIN_CALLS 0
 #endif
 
+/* Memory that nobody may read at present. */
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#define NETSRV__POISON(at, n) ASAN_POISON_MEMORY_REGION(at, n)
+#define NETSRV__UNPOISON(at, n) ASAN_UNPOISON_MEMORY_REGION(at, n)
+#elif defined(NETSRV_DEBUG)
+#define NETSRV__POISON(at, n) memset(at, 0xdb, n)
+#define NETSRV__UNPOISON(at, n) ((void)0)
+#else
+#define NETSRV__POISON(at, n) ((void)0)
+#define NETSRV__UNPOISON(at, n) ((void)0)
+#endif
+
 #define NETSRV__CACHE_LINE 64
 #define NETSRV__SLAB_CHUNK 64          /* connections allocated at once */
 #define NETSRV__SLAB_MAX (1u << 22)    /* slots of one worker, as many as an id can name */
@@ -1529,6 +1572,7 @@ typedef struct netsrv__group netsrv__group;
 typedef struct netsrv__job netsrv__job;
 typedef struct netsrv__pool netsrv__pool;
 typedef struct netsrv__hand netsrv__hand;
+typedef struct netsrv__uring netsrv__uring;
 
 /* Counters are 64 bits wide where that needs no lock. */
 #if ATOMIC_LLONG_LOCK_FREE == 2
@@ -1571,6 +1615,165 @@ typedef struct netsrv__event {
     uint64_t token;
     uint32_t mask;
 } netsrv__event;
+
+/* ---- io_uring: the kernel's structures, as every kernel since 6.1 knows them ---- */
+
+#if NETSRV__HAS_IO_URING
+
+typedef struct netsrv__ring_params {
+    uint32_t sq_entries;
+    uint32_t cq_entries;
+    uint32_t flags;
+    uint32_t thread_cpu;
+    uint32_t thread_idle;
+    uint32_t features;
+    uint32_t wq_fd;
+    uint32_t zero[3];
+    struct {
+        uint32_t head;
+        uint32_t tail;
+        uint32_t mask;
+        uint32_t entries;
+        uint32_t flags;
+        uint32_t dropped;
+        uint32_t array;
+        uint32_t zero;
+        uint64_t user;
+    } sq;
+    struct {
+        uint32_t head;
+        uint32_t tail;
+        uint32_t mask;
+        uint32_t entries;
+        uint32_t overflow;
+        uint32_t cqes;
+        uint32_t flags;
+        uint32_t zero;
+        uint64_t user;
+    } cq;
+} netsrv__ring_params;
+_Static_assert(sizeof(netsrv__ring_params) == 120 && offsetof(netsrv__ring_params, sq) == 40 &&
+               offsetof(netsrv__ring_params, cq) == 80, "struct io_uring_params");
+
+typedef struct netsrv__sqe {
+    uint8_t opcode;
+    uint8_t flags;
+    uint16_t ioprio;
+    int32_t fd;
+    uint64_t off;
+    uint64_t addr;
+    uint32_t len;
+    uint32_t op_flags;
+    uint64_t token;
+    uint16_t group;
+    uint16_t personality;
+    uint32_t file_index;
+    uint64_t addr3;
+    uint64_t zero;
+} netsrv__sqe;
+_Static_assert(sizeof(netsrv__sqe) == 64 && offsetof(netsrv__sqe, token) == 32 &&
+               offsetof(netsrv__sqe, group) == 40, "struct io_uring_sqe");
+
+typedef struct netsrv__cqe {
+    uint64_t token;
+    int32_t res;
+    uint32_t flags;
+} netsrv__cqe;
+_Static_assert(sizeof(netsrv__cqe) == 16, "struct io_uring_cqe");
+
+typedef struct netsrv__ring_buf { /* of the first, `zero` is the tail of the whole */
+    uint64_t addr;
+    uint32_t len;
+    uint16_t id;
+    uint16_t zero;
+} netsrv__ring_buf;
+_Static_assert(sizeof(netsrv__ring_buf) == 16, "struct io_uring_buf");
+
+typedef struct netsrv__ring_buf_reg {
+    uint64_t addr;
+    uint32_t entries;
+    uint16_t group;
+    uint16_t flags;
+    uint64_t zero[3];
+} netsrv__ring_buf_reg;
+_Static_assert(sizeof(netsrv__ring_buf_reg) == 40, "struct io_uring_buf_reg");
+
+typedef struct netsrv__ring_time {
+    int64_t s;
+    int64_t ns;
+} netsrv__ring_time;
+
+typedef struct netsrv__ring_arg {
+    uint64_t sigmask;
+    uint32_t sigmask_bytes;
+    uint32_t min_wait_us;
+    uint64_t time;
+} netsrv__ring_arg;
+_Static_assert(sizeof(netsrv__ring_arg) == 24, "struct io_uring_getevents_arg");
+
+typedef struct netsrv__ring_cancel {
+    uint64_t token;
+    int32_t fd;
+    uint32_t flags;
+    netsrv__ring_time timeout;
+    uint64_t zero[4];
+} netsrv__ring_cancel;
+_Static_assert(sizeof(netsrv__ring_cancel) == 64, "struct io_uring_sync_cancel_reg");
+
+typedef struct netsrv__ring_update {
+    uint32_t offset;
+    uint32_t zero;
+    uint64_t data;
+} netsrv__ring_update;
+
+enum {
+    NETSRV__RING_CQSIZE = 1 << 3, /* setup */
+    NETSRV__RING_CLAMP = 1 << 4,
+    NETSRV__RING_ATTACH = 1 << 5,
+    NETSRV__RING_SUBMIT_ALL = 1 << 7,
+    NETSRV__RING_SINGLE_ISSUER = 1 << 12,
+    NETSRV__RING_DEFER_TASKRUN = 1 << 13,
+    NETSRV__RING_NO_SQARRAY = 1 << 16,
+    NETSRV__RING_SINGLE_MMAP = 1 << 0, /* features */
+    NETSRV__RING_NODROP = 1 << 1,
+    NETSRV__RING_SUBMIT_STABLE = 1 << 2,
+    NETSRV__RING_EXT_ARG_FEATURE = 1 << 8,
+    NETSRV__RING_CQE_SKIP = 1 << 11,
+    NETSRV__RING_GETEVENTS = 1 << 0, /* enter */
+    NETSRV__RING_EXT_ARG = 1 << 3,
+    NETSRV__RING_REGISTERED = 1 << 4,
+    NETSRV__RING_OVERFLOW = 1 << 1, /* what the kernel says of the submission queue */
+    NETSRV__RING_REG_RING_FD = 20,  /* register */
+    NETSRV__RING_UNREG_RING_FD = 21,
+    NETSRV__RING_REG_BUFS = 22,
+    NETSRV__RING_UNREG_BUFS = 23,
+    NETSRV__RING_SYNC_CANCEL = 24,
+    NETSRV__RING_SYNC_MSG = 31,
+    NETSRV__RING_BUF_INC = 2,
+    NETSRV__RING_NOP = 0, /* operations */
+    NETSRV__RING_POLL = 6,
+    NETSRV__RING_SENDMSG = 9,
+    NETSRV__RING_ACCEPT = 13,
+    NETSRV__RING_CANCEL = 14,
+    NETSRV__RING_SEND = 26,
+    NETSRV__RING_RECV = 27,
+    NETSRV__RING_MSG = 40,
+    NETSRV__RING_SQE_BUFFER = 1 << 5, /* of an entry */
+    NETSRV__RING_SQE_QUIET = 1 << 6,
+    NETSRV__RING_ACCEPT_MULTI = 1 << 0,
+    NETSRV__RING_RECV_MULTI = 1 << 1,
+    NETSRV__RING_POLL_MULTI = 1 << 0,
+    NETSRV__RING_CANCEL_ALL = 1 << 0,
+    NETSRV__RING_CANCEL_FD = 1 << 1,
+    NETSRV__RING_CANCEL_ANY = 1 << 2,
+    NETSRV__RING_CQE_BUFFER = 1 << 0, /* of a completion */
+    NETSRV__RING_CQE_MORE = 1 << 1,
+    NETSRV__RING_CQE_BUF_MORE = 1 << 4,
+    NETSRV__RING_CQE_SHIFT = 16
+};
+#define NETSRV__RING_SQES_OFFSET UINT64_C(0x10000000)
+
+#endif /* NETSRV__HAS_IO_URING */
 
 /* ---- small parts ---- */
 
@@ -1704,6 +1907,7 @@ struct netsrv_conn {
     uint32_t flags;
     uint16_t state; /* netsrv__state */
     uint16_t move_to;
+    uint32_t parked_next; /* of the completion backend: slot + 1, or 0 */
     netsrv__out out;
     netsrv__input *input;
     uint64_t bytes_in;
@@ -1722,7 +1926,7 @@ struct netsrv_conn {
     uint32_t addr_slot;
     uint16_t sys_errno;
     uint16_t works;    /* given with netsrv_offload, and not done */
-    uint16_t interest; /* of the readiness adapter */
+    uint16_t interest; /* of the backend: what it waits for */
     uint8_t reason; /* netsrv_close_reason, or NETSRV_CLOSE_COUNT while none is known */
     uint8_t listener;
     netsrv__addr peer;
@@ -1951,27 +2155,35 @@ typedef struct netsrv__poller_ops netsrv__poller_ops;
 
 /* A backend, seen from the core. All calls on the thread of `w`; errors as errno, 0 = fine. In the
  * life of a worker: open, then listen_start, recv_start ... in any order, wait again and again,
- * close. Results come up by name: netsrv__accept_batch or netsrv__accept_on_fd, and of connections
- * netsrv__conn_on_recv, _on_end, _on_replied, _on_unsent, _on_blocked, _on_writable, _on_sent and
- * _on_detached; of foreign descriptors netsrv__watch_on_event. A backend calls no callback of the
- * program and changes no connection's state. */
+ * close. Results come up by name: netsrv__accept_batch or netsrv__accept_offer; of connections
+ * netsrv__conn_on_recv, _on_end, _on_replied, _on_unsent, _on_returned, _on_blocked, _on_writable,
+ * _on_sent and _on_detached; of foreign descriptors netsrv__watch_on_event. A backend calls no
+ * callback of the program and changes no connection's state. */
 typedef struct netsrv__io_ops {
     const char *name;
     netsrv_backend backend;
     unsigned can;
-    const netsrv__poller_ops *poller; /* readiness backends only */
+    bool by_name; /* auto does not take it */
+    const netsrv__poller_ops *poller; /* of readiness; else for foreign descriptors, or NULL */
     int (*probe)(unsigned *can);      /* does it work on this system? takes back what does not */
+    const char *(*why)(int sys_errno); /* what a failed probe means */
     int (*open)(netsrv__worker *w);   /* may be called again after a failure or a close */
     void (*close)(netsrv__worker *w); /* accepts a half-open one */
     int (*listen_start)(netsrv__worker *w, unsigned gate);
     void (*listen_stop)(netsrv__worker *w, unsigned gate);
+    /* After the last listen_stop, while all threads can be given something: what the kernel has
+     * accepted on its own comes up now. */
+    void (*listen_end)(netsrv__worker *w);
     int (*recv_start)(netsrv__worker *w, netsrv_conn *c);
     int (*recv_stop)(netsrv__worker *w, netsrv_conn *c); /* errors and hang-ups go on */
-    /* Sends data, which is not queued. The part that cannot go now comes back through
-     * netsrv__conn_on_unsent before the return. */
+    /* Sends data, which is not queued. The part that cannot go comes back through
+     * netsrv__conn_on_unsent before the return, or later, in front of what was queued since,
+     * through netsrv__conn_on_returned. */
     void (*reply)(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n);
     void (*send)(netsrv__worker *w, netsrv_conn *c); /* progress on c->out */
-    void (*detach)(netsrv__worker *w, netsrv_conn *c); /* ends in one netsrv__conn_on_detached */
+    /* Ends in one netsrv__conn_on_detached, now or in a later batch. May be called again in
+     * between. */
+    void (*detach)(netsrv__worker *w, netsrv_conn *c);
     /* Registers an arrival in another worker's poller and forgets it; with CAN_GIVE only. */
     int (*give)(netsrv__worker *to, netsrv__arrival *arrival);
     void (*forget)(netsrv__worker *w, int fd); /* a given one that is not wanted any more */
@@ -2072,6 +2284,7 @@ struct netsrv__worker {
         uint64_t bytes_in; /* not yet published */
         uint64_t bytes_out;
         netsrv__slab slab;
+        netsrv__uring *uring; /* the completion backend's */
         netsrv__event *events;
         void *raw_events;
         int event_count; /* of the last wait; -1 = it was interrupted */
@@ -2583,6 +2796,13 @@ static int netsrv__sys_local(int fd, struct sockaddr_storage *sa, socklen_t *n) 
     return getsockname(fd, (struct sockaddr *)sa, n);
 }
 
+#if NETSRV__HAS_COMPLETIONS
+static int netsrv__sys_peer_addr(int fd, struct sockaddr_storage *sa, socklen_t *n) {
+    NETSRV__FAIL_POINT("getpeername_accepted", -1);
+    return getpeername(fd, (struct sockaddr *)sa, n);
+}
+#endif
+
 /* accept(2) with both flags; the fall-back sets them on systems and sandboxes without accept4. */
 static int netsrv__sys_accept4(int fd, struct sockaddr_storage *sa, socklen_t *n) {
     NETSRV__FAIL_POINT("accept4", -1);
@@ -2596,6 +2816,18 @@ static int netsrv__sys_accept4(int fd, struct sockaddr_storage *sa, socklen_t *n
     return -1;
 #endif
 }
+
+#if NETSRV__HAS_COMPLETIONS
+/* What the kernel accepted on its own, which may fail all the same in a test build. */
+static int netsrv__sys_accepted(int fd) {
+    const int fault = NETSRV_SEAM_FAULT("accept4");
+    if (fault != 0 && fault != ENOSYS) {
+        errno = fault;
+        return -1;
+    }
+    return fd;
+}
+#endif
 
 static int netsrv__sys_accept_plain(int fd, struct sockaddr_storage *sa, socklen_t *n) {
     NETSRV__FAIL_POINT("accept", -1);
@@ -2737,6 +2969,56 @@ static int netsrv__sys_epoll_ctl(int ep, int op, int fd, struct epoll_event *eve
 static int netsrv__sys_epoll_wait(int ep, struct epoll_event *events, int n, int timeout_ms) {
     NETSRV__FAIL_POINT("epoll_wait", -1);
     return epoll_wait(ep, events, n, timeout_ms);
+}
+#endif
+
+#if NETSRV__HAS_IO_URING
+static int netsrv__sys_ring_setup(unsigned entries, netsrv__ring_params *params) {
+    NETSRV__FAIL_POINT("io_uring_setup", -1);
+    return (int)syscall(NETSRV__SYS_RING_SETUP, entries, params);
+}
+
+/* The last two: NULL and 0, or an argument with its size. */
+static int netsrv__sys_ring_enter(int fd, unsigned submit, unsigned wait_for, unsigned flags,
+                                  const void *arg, size_t arg_bytes) {
+    NETSRV__FAIL_POINT("io_uring_enter", -1);
+    return (int)syscall(NETSRV__SYS_RING_ENTER, fd, submit, wait_for, flags, arg, arg_bytes);
+}
+
+static int netsrv__sys_ring_register(int fd, unsigned what, const void *arg, unsigned count) {
+    NETSRV__FAIL_POINT("io_uring_register", -1);
+    return (int)syscall(NETSRV__SYS_RING_REGISTER, fd, what, arg, count);
+}
+
+/* NULL on failure. */
+static void *netsrv__sys_ring_map(int fd, size_t bytes, uint64_t offset) {
+    NETSRV__FAIL_POINT("mmap", NULL);
+    void *at = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_POPULATE, fd,
+                    (off_t)offset);
+    return at != MAP_FAILED ? at : NULL;
+}
+
+static void netsrv__sys_ring_unmap(void *at, size_t bytes) {
+    if (at != NULL) {
+        munmap(at, bytes);
+    }
+}
+
+/* Whether the kernel takes output now. */
+static bool netsrv__sys_has_room(int fd) {
+    struct pollfd one = {fd, POLLOUT, 0};
+    return poll(&one, 1, 0) > 0;
+}
+
+static size_t netsrv__sys_page_bytes(void) {
+    const long n = sysconf(_SC_PAGESIZE);
+    return n > 0 ? (size_t)n : 4096;
+}
+
+/* Whether the environment switches something off: set, not empty, and not "0". */
+static bool netsrv__sys_env_set(const char *name) {
+    const char *value = getenv(name);
+    return value != NULL && value[0] != '\0' && strcmp(value, "0") != 0;
 }
 #endif
 
@@ -2995,6 +3277,24 @@ static netsrv__addr netsrv__net_addr(const struct sockaddr_storage *sa) {
     memcpy(a.ip, &in6->sin6_addr, 16);
     return a;
 }
+
+#if NETSRV__HAS_COMPLETIONS
+/* Of a connection that was accepted without its address: none if it was reset since. False if
+ * nothing can be said of it. */
+static bool netsrv__net_peer(int fd, netsrv__addr *peer) {
+    struct sockaddr_storage sa;
+    socklen_t n = sizeof sa;
+    sa.ss_family = AF_UNSPEC;
+    if (netsrv__sys_peer_addr(fd, &sa, &n) != 0) {
+        if (errno != ENOTCONN) {
+            return false;
+        }
+        sa.ss_family = AF_UNSPEC;
+    }
+    *peer = netsrv__net_addr(&sa);
+    return true;
+}
+#endif
 
 static const char *netsrv__net_text(const netsrv__addr *a, char *text, size_t n) {
     char ip[INET6_ADDRSTRLEN] = "";
@@ -3748,6 +4048,24 @@ static bool netsrv__out_append(netsrv_server *srv, netsrv__out *out, const void 
     }
     return true;
 }
+
+#if NETSRV__HAS_COMPLETIONS
+/* A copy in front of everything; false as netsrv__out_chunk_new. */
+static bool netsrv__out_prepend(netsrv_server *srv, netsrv__out *out, const void *data, size_t n,
+                                bool *full) {
+    netsrv__chunk *chunk = netsrv__out_chunk_new(srv, n, full);
+    if (chunk == NULL) {
+        return false;
+    }
+    memcpy(chunk->bytes, data, n);
+    chunk->end = n;
+    chunk->next = out->head;
+    out->head = chunk;
+    out->tail = out->tail != NULL ? out->tail : chunk;
+    out->bytes += n;
+    return true;
+}
+#endif
 
 /* Takes the chunk over. Small ones are copied together, or many of them would hold far more memory
  * than the bytes that the limits count. */
@@ -4654,7 +4972,7 @@ static bool netsrv__conn_can_send(const netsrv_conn *c) {
 /* HIGH when the queue has passed the mark; on_drain is owed from then on. */
 static NETSRV__HOT netsrv_result netsrv__conn_mark_high(netsrv__worker *w, netsrv_conn *c,
                                                         size_t queued) {
-    if (NETSRV__LIKELY(queued <= w->cfg->high_mark_bytes)) {
+    if (NETSRV__LIKELY(queued + c->sending <= w->cfg->high_mark_bytes)) {
         return NETSRV_OK;
     }
     c->flags |= NETSRV__HIGH_MARK;
@@ -4902,6 +5220,24 @@ static void netsrv__conn_on_unsent(netsrv__worker *w, netsrv_conn *c, const unsi
     }
     netsrv__conn_append(w, c, data, n);
 }
+
+#if NETSRV__HAS_COMPLETIONS
+/* The same of a reply that had been taken: it goes in front of what was queued since. */
+static void netsrv__conn_on_returned(netsrv__worker *w, netsrv_conn *c, const unsigned char *data,
+                                     size_t n) {
+    bool full = false;
+    if (c->out.bytes + n > w->cfg->queue_max_bytes) {
+        netsrv__conn_reset(w, c, NETSRV_CLOSE_QUEUE_FULL);
+        return;
+    }
+    if (netsrv__out_prepend(w->srv, &c->out, data, n, &full)) {
+        netsrv__conn_stop_lending(w, c);
+        netsrv__conn_mark_dirty(w, c);
+        return;
+    }
+    netsrv__conn_reset(w, c, full ? NETSRV_CLOSE_SERVER_FULL : NETSRV_CLOSE_NO_MEMORY);
+}
+#endif
 
 static void netsrv__conn_on_sent(netsrv__worker *w, netsrv_conn *c, size_t n, int sys_errno) {
     NETSRV__ASSERT_OWNER(w);
@@ -5509,8 +5845,8 @@ static void netsrv__conn_reshow(netsrv__worker *w, netsrv_conn *c) {
 }
 
 static void netsrv__conn_step_program(netsrv__worker *w, netsrv_conn *c) {
-    if ((c->flags & NETSRV__HIGH_MARK) != 0 && c->out.bytes <= w->cfg->low_mark_bytes &&
-        c->state <= NETSRV__HALF) {
+    if ((c->flags & NETSRV__HIGH_MARK) != 0 && c->state <= NETSRV__HALF &&
+        c->out.bytes + c->sending <= w->cfg->low_mark_bytes) {
         c->flags &= ~(uint32_t)NETSRV__HIGH_MARK;
         c->flags |= NETSRV__RESHOW;
         /* What on_drain sends waits for the next round, or a fast reader would hold the turn. */
@@ -5553,8 +5889,7 @@ static void netsrv__conn_step_recv(netsrv__worker *w, netsrv_conn *c) {
 
 /* The state in which most messages find a connection. */
 static bool netsrv__conn_is_plain(const netsrv_conn *c) {
-    return c->state == NETSRV__OPEN && c->job == NULL && c->input == NULL &&
-           c->out.bytes + c->sending == 0 &&
+    return c->state == NETSRV__OPEN && c->job == NULL && c->input == NULL && c->out.bytes == 0 &&
            (c->flags & (NETSRV__UNSETTLED | NETSRV__RECV_ON)) == NETSRV__RECV_ON &&
            c->on->on_data != NULL;
 }
@@ -6488,6 +6823,18 @@ static netsrv__accept_end netsrv__accept_failed(netsrv__worker *w, unsigned gate
     }
 }
 
+static void netsrv__accept_new(netsrv__worker *w, unsigned gate, int fd, const netsrv__addr *peer,
+                               bool reserved) {
+    w->own.accept_failures = 0;
+    if (!reserved && !netsrv__accept_reserve(w->srv)) {
+        NETSRV__COUNT(w, accepted, 1);
+        netsrv__accept_log_refused(w, peer, "max_conns is reached");
+        netsrv__accept_refuse(fd);
+        return;
+    }
+    netsrv__accept_on_fd(w, gate, fd, peer);
+}
+
 /* One accept(2). LIMIT means that it is worth another. */
 static netsrv__accept_end netsrv__accept_one(netsrv__worker *w, unsigned gate, int listen_fd,
                                              bool reserved) {
@@ -6503,14 +6850,7 @@ static netsrv__accept_end netsrv__accept_one(netsrv__worker *w, unsigned gate, i
         return netsrv__accept_failed(w, gate, saved);
     }
     const netsrv__addr peer = netsrv__net_addr(&sa);
-    w->own.accept_failures = 0;
-    if (!reserved && !netsrv__accept_reserve(w->srv)) {
-        NETSRV__COUNT(w, accepted, 1);
-        netsrv__accept_log_refused(w, &peer, "max_conns is reached");
-        netsrv__accept_refuse(fd);
-        return NETSRV__BATCH_LIMIT;
-    }
-    netsrv__accept_on_fd(w, gate, fd, &peer);
+    netsrv__accept_new(w, gate, fd, &peer, reserved);
     return NETSRV__BATCH_LIMIT;
 }
 
@@ -6550,6 +6890,50 @@ static netsrv__accept_end netsrv__accept_batch(netsrv__worker *w, unsigned gate)
     }
     return end;
 }
+
+#if NETSRV__HAS_COMPLETIONS
+static void netsrv__accept_give_up(netsrv__worker *w, bool reserved) {
+    if (reserved) {
+        netsrv__accept_return(w->srv);
+    }
+    netsrv__accept_rate_refund(w);
+}
+
+/* One that the kernel accepted on its own. False if the listener is paused instead: later, then. */
+static bool netsrv__accept_offer(netsrv__worker *w, unsigned gate, int fd) {
+    netsrv__addr peer;
+    bool reserved;
+    NETSRV__ASSERT_OWNER(w);
+    if (!netsrv__accept_may(w, gate, &reserved)) {
+        return false;
+    }
+    if (netsrv__sys_accepted(fd) < 0) {
+        const int saved = errno;
+        netsrv__accept_give_up(w, reserved);
+        netsrv__accept_failed(w, gate, saved);
+        return false;
+    }
+    if (!netsrv__net_peer(fd, &peer)) { /* no limit could be kept for it */
+        NETSRV__COUNT(w, accept_errors, 1);
+        netsrv__accept_give_up(w, reserved);
+        netsrv__accept_refuse(fd);
+        return true;
+    }
+    netsrv__accept_new(w, gate, fd, &peer, reserved);
+    return true;
+}
+
+/* The same at a stop, at which nothing is paused. */
+static void netsrv__accept_late(netsrv__worker *w, unsigned gate, int fd) {
+    netsrv__addr peer;
+    if (netsrv__sys_accepted(fd) < 0 || !netsrv__net_peer(fd, &peer)) {
+        NETSRV__COUNT(w, accept_errors, 1);
+        netsrv__accept_refuse(fd);
+        return;
+    }
+    netsrv__accept_new(w, gate, fd, &peer, false);
+}
+#endif
 
 /* At a stop: every connection whose handshake is done is taken and served. Nobody else watches the
  * sockets any more. A socket that other processes hold is left to them. */
@@ -7625,6 +8009,11 @@ static void netsrv__ready_listen_stop(netsrv__worker *w, unsigned gate) {
     w->io->poller->set(w->group, at->fd, netsrv__ready_gate_token(gate), at->interest, 0);
 }
 
+/* Nothing is accepted here without being asked for. */
+static void netsrv__ready_listen_end(netsrv__worker *w) {
+    (void)w;
+}
+
 /* A listener that cannot be armed again is paused, and tried again from there. */
 static void netsrv__ready_gate_lost(netsrv__worker *w, unsigned gate, int error) {
     if (error != 0) {
@@ -8063,10 +8452,1628 @@ static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
 #define NETSRV__READY_OPS                                                                          \
     .open = netsrv__ready_open, .close = netsrv__ready_close,                                      \
     .listen_start = netsrv__ready_listen_start, .listen_stop = netsrv__ready_listen_stop,          \
+    .listen_end = netsrv__ready_listen_end,                                                        \
     .recv_start = netsrv__ready_update, .recv_stop = netsrv__ready_update,                         \
     .reply = netsrv__ready_reply, .send = netsrv__ready_send, .detach = netsrv__ready_detach,      \
     .give = netsrv__ready_give, .forget = netsrv__ready_forget,                                    \
     .watch = netsrv__ready_foreign, .wait = netsrv__ready_wait
+
+/* ========================================================================== *
+ *  [ring] io_uring without a library: set-up by trying, submission, completions
+ *  uses:   util sys
+ *  thread: owner; probe = any
+ * ========================================================================== */
+
+#if NETSRV__HAS_IO_URING
+
+#define NETSRV__RING_GROUP 0 /* of the buffers that input comes in */
+#define NETSRV__RING_NEEDED                                                                        \
+    ((uint32_t)(NETSRV__RING_CQSIZE | NETSRV__RING_CLAMP | NETSRV__RING_SUBMIT_ALL |               \
+                NETSRV__RING_SINGLE_ISSUER | NETSRV__RING_DEFER_TASKRUN))
+
+typedef _Atomic uint32_t netsrv__ring_word; /* shared with the kernel */
+_Static_assert(sizeof(netsrv__ring_word) == 4, "the kernel's words are plain 32 bits");
+
+typedef struct netsrv__ring {
+    int fd; /* -1 = not open */
+    int enter_fd; /* the same, or its number among the registered ones */
+    unsigned enter_flags;
+    uint32_t sq_tail;   /* entries filled up to here */
+    uint32_t published; /* ... and shown to the kernel */
+    uint32_t sq_mask;
+    uint32_t cq_head;   /* completions taken up to here */
+    uint32_t cq_mask;
+    netsrv__ring_word *sq_head_at;
+    netsrv__ring_word *sq_tail_at;
+    netsrv__ring_word *sq_flags_at;
+    netsrv__ring_word *cq_head_at;
+    netsrv__ring_word *cq_tail_at;
+    netsrv__sqe *sqes;
+    netsrv__cqe *cqes;
+    void *map;
+    size_t map_bytes;
+    void *sqe_map;
+    size_t sqe_map_bytes;
+} netsrv__ring;
+
+/* The best that this kernel takes. What is asked for without a choice came with 6.1 at the latest,
+ * and with it everything else that is used here without being tried. */
+static int netsrv__ring_setup(netsrv__ring_params *p, unsigned entries, unsigned completions) {
+    const uint32_t tries[] = {NETSRV__RING_NEEDED | NETSRV__RING_NO_SQARRAY, NETSRV__RING_NEEDED};
+    int fd = -1;
+    for (size_t i = 0; i < sizeof tries / sizeof *tries && fd < 0; i++) {
+        memset(p, 0, sizeof *p);
+        p->flags = tries[i];
+        p->cq_entries = completions;
+        fd = netsrv__sys_ring_setup(entries, p);
+        if (fd < 0 && errno != EINVAL) {
+            return -1;
+        }
+    }
+    return fd;
+}
+
+static bool netsrv__ring_has_features(const netsrv__ring_params *p) {
+    const uint32_t need = NETSRV__RING_SINGLE_MMAP | NETSRV__RING_NODROP |
+                          NETSRV__RING_SUBMIT_STABLE | NETSRV__RING_EXT_ARG_FEATURE |
+                          NETSRV__RING_CQE_SKIP;
+    return (p->features & need) == need;
+}
+
+static netsrv__ring_word *netsrv__ring_word_at(const netsrv__ring *r, uint32_t offset) {
+    return (netsrv__ring_word *)(void *)((char *)r->map + offset);
+}
+
+static void netsrv__ring_find_words(netsrv__ring *r, const netsrv__ring_params *p) {
+    r->sq_head_at = netsrv__ring_word_at(r, p->sq.head);
+    r->sq_tail_at = netsrv__ring_word_at(r, p->sq.tail);
+    r->sq_flags_at = netsrv__ring_word_at(r, p->sq.flags);
+    r->cq_head_at = netsrv__ring_word_at(r, p->cq.head);
+    r->cq_tail_at = netsrv__ring_word_at(r, p->cq.tail);
+    r->sq_mask = p->sq_entries - 1;
+    r->cq_mask = p->cq_entries - 1;
+    r->cqes = (netsrv__cqe *)(void *)((char *)r->map + p->cq.cqes);
+    r->sqes = r->sqe_map;
+}
+
+/* Where the kernel goes through an array of indices, entry i is always number i. */
+static void netsrv__ring_fill_array(const netsrv__ring *r, const netsrv__ring_params *p) {
+    uint32_t *array = (uint32_t *)(void *)((char *)r->map + p->sq.array);
+    if ((p->flags & NETSRV__RING_NO_SQARRAY) != 0) {
+        return;
+    }
+    for (uint32_t i = 0; i < p->sq_entries; i++) {
+        array[i] = i;
+    }
+}
+
+static bool netsrv__ring_map(netsrv__ring *r, const netsrv__ring_params *p) {
+    const size_t sq_bytes = p->sq.array + p->sq_entries * sizeof(uint32_t);
+    const size_t cq_bytes = p->cq.cqes + p->cq_entries * sizeof(netsrv__cqe);
+    r->map_bytes = netsrv__util_max(sq_bytes, cq_bytes);
+    r->sqe_map_bytes = p->sq_entries * sizeof(netsrv__sqe);
+    r->map = netsrv__sys_ring_map(r->fd, r->map_bytes, 0);
+    r->sqe_map = r->map != NULL ? netsrv__sys_ring_map(r->fd, r->sqe_map_bytes,
+                                                       NETSRV__RING_SQES_OFFSET) : NULL;
+    return r->sqe_map != NULL;
+}
+
+/* Takes a half-open one. What is registered would keep it until the thread ends. */
+static void netsrv__ring_close(netsrv__ring *r) {
+    netsrv__ring_update update = {(uint32_t)r->enter_fd, 0, 0};
+    netsrv__sys_ring_unmap(r->map, r->map_bytes);
+    netsrv__sys_ring_unmap(r->sqe_map, r->sqe_map_bytes);
+    if (r->enter_flags != 0) {
+        netsrv__sys_ring_register(r->fd, NETSRV__RING_UNREG_RING_FD, &update, 1);
+    }
+    if (r->fd >= 0) {
+        netsrv__sys_close(r->fd);
+    }
+    memset(r, 0, sizeof *r);
+    r->fd = -1;
+}
+
+/* The kernel then need not look the descriptor up at each entry. Fine without. */
+static void netsrv__ring_register_fd(netsrv__ring *r) {
+    netsrv__ring_update update = {UINT32_MAX, 0, (uint64_t)r->fd};
+    if (netsrv__sys_ring_register(r->fd, NETSRV__RING_REG_RING_FD, &update, 1) == 1) {
+        r->enter_fd = (int)update.offset;
+        r->enter_flags = NETSRV__RING_REGISTERED;
+    }
+}
+
+/* 0 or errno; EINVAL = a kernel before 6.1. Closed on exec. */
+static int netsrv__ring_open(netsrv__ring *r, unsigned entries, unsigned completions) {
+    netsrv__ring_params p;
+    memset(r, 0, sizeof *r);
+    r->fd = netsrv__ring_setup(&p, entries, completions);
+    if (r->fd < 0) {
+        return errno;
+    }
+    if (!netsrv__ring_has_features(&p)) {
+        netsrv__ring_close(r);
+        return EINVAL;
+    }
+    if (!netsrv__ring_map(r, &p)) {
+        const int saved = errno;
+        netsrv__ring_close(r);
+        return saved;
+    }
+    netsrv__ring_find_words(r, &p);
+    netsrv__ring_fill_array(r, &p);
+    r->enter_fd = r->fd;
+    netsrv__ring_register_fd(r);
+    return 0;
+}
+
+/* Whether a ring can be had here; 0 or errno. The attempt fails on purpose, at sharing the threads
+ * of no ring at all, which is looked at after everything else: a ring that was made and closed
+ * again would interrupt a system call of this thread, the program's, some time later. */
+static int netsrv__ring_probe(void) {
+    netsrv__ring_params p;
+    if (netsrv__sys_env_set("NETSRV_NO_IO_URING")) {
+        return ECANCELED;
+    }
+    memset(&p, 0, sizeof p);
+    p.flags = NETSRV__RING_NEEDED | NETSRV__RING_ATTACH;
+    p.cq_entries = 16;
+    p.wq_fd = UINT32_MAX;
+    const int fd = netsrv__sys_ring_setup(8, &p);
+    if (fd >= 0) {
+        netsrv__sys_close(fd);
+        return 0;
+    }
+    if (errno == ENXIO || errno == EBADF) {
+        return 0;
+    }
+    return errno;
+}
+
+/* ---- submission and waiting ---- */
+
+static uint32_t netsrv__ring_unsubmitted(const netsrv__ring *r) {
+    return r->sq_tail - atomic_load_explicit(r->sq_head_at, memory_order_acquire);
+}
+
+static void netsrv__ring_publish(netsrv__ring *r) {
+    atomic_store_explicit(r->sq_tail_at, r->sq_tail, memory_order_release);
+    r->published = r->sq_tail;
+}
+
+/* Hands entries over without waiting. 0 or -1. */
+static int netsrv__ring_submit(netsrv__ring *r) {
+    int result = 0;
+    netsrv__ring_publish(r);
+    for (int tries = 0; tries < 100 && netsrv__ring_unsubmitted(r) != 0; tries++) {
+        result = netsrv__sys_ring_enter(r->enter_fd, netsrv__ring_unsubmitted(r), 0,
+                                        r->enter_flags, NULL, 0);
+        if (result < 0 && errno != EINTR) {
+            return -1;
+        }
+    }
+    return netsrv__ring_unsubmitted(r) == 0 ? 0 : -1;
+}
+
+/* The next entry, all zero; NULL when the queue is full and the kernel takes nothing. */
+static netsrv__sqe *netsrv__ring_next(netsrv__ring *r) {
+    if (netsrv__ring_unsubmitted(r) > r->sq_mask) {
+        netsrv__ring_submit(r);
+        if (netsrv__ring_unsubmitted(r) > r->sq_mask) {
+            return NULL;
+        }
+    }
+    netsrv__sqe *sqe = &r->sqes[r->sq_tail++ & r->sq_mask];
+    memset(sqe, 0, sizeof *sqe);
+    return sqe;
+}
+
+static uint32_t netsrv__ring_waiting(const netsrv__ring *r) {
+    return atomic_load_explicit(r->cq_tail_at, memory_order_acquire) - r->cq_head;
+}
+
+/* Submits and waits in one call: at most timeout_ms (-1 = without end) for a completion. -1 and
+ * errno when that failed; a time-out is no failure. */
+static int netsrv__ring_wait(netsrv__ring *r, int timeout_ms) {
+    const netsrv__ring_time time = {timeout_ms / 1000, (int64_t)(timeout_ms % 1000) * 1000000};
+    netsrv__ring_arg arg = {0, 0, 0, (uint64_t)(uintptr_t)&time};
+    const unsigned flags = r->enter_flags | NETSRV__RING_GETEVENTS;
+    const unsigned submit = netsrv__ring_unsubmitted(r);
+    int result;
+    netsrv__ring_publish(r);
+    if (timeout_ms > 0) {
+        result = netsrv__sys_ring_enter(r->enter_fd, submit, 1, flags | NETSRV__RING_EXT_ARG, &arg,
+                                        sizeof arg);
+    } else {
+        result = netsrv__sys_ring_enter(r->enter_fd, submit, timeout_ms < 0 ? 1u : 0u, flags, NULL,
+                                        0);
+    }
+    return result >= 0 || errno == ETIME || errno == EBUSY ? 0 : -1;
+}
+
+static void netsrv__ring_take(netsrv__ring *r, uint32_t count) {
+    r->cq_head += count;
+    atomic_store_explicit(r->cq_head_at, r->cq_head, memory_order_release);
+}
+
+/* Ends what is under way with that token, or everything, and returns when it has: 0 or errno. */
+static int netsrv__ring_cancel_now(netsrv__ring *r, uint64_t token, unsigned flags) {
+    netsrv__ring_cancel cancel;
+    memset(&cancel, 0, sizeof cancel);
+    cancel.token = token;
+    cancel.flags = flags;
+    cancel.timeout.s = -1;
+    cancel.timeout.ns = -1;
+    netsrv__ring_submit(r);
+    return netsrv__sys_ring_register(r->fd, NETSRV__RING_SYNC_CANCEL, &cancel, 1) >= 0 ? 0 : errno;
+}
+
+/* Poll masks have their halves exchanged where the low byte comes last. */
+static uint32_t netsrv__ring_poll_mask(uint32_t mask) {
+    const union {
+        uint16_t half[2];
+        uint32_t whole;
+    } one = {{1, 0}};
+    return one.whole == 1 ? mask : mask << 16 | mask >> 16;
+}
+
+#endif /* NETSRV__HAS_IO_URING */
+
+/* ========================================================================== *
+ *  [uring] The completion backend over io_uring
+ *  uses:   log mem util sys slab out timer mailbox conn accept watch epoll ready ring
+ *  thread: owner
+ * ========================================================================== */
+
+#if NETSRV__HAS_IO_URING
+
+/* Input comes by one lasting request for each connection, in buffers that the kernel takes from the
+ * worker's pool: an idle connection holds none. A buffer is lent to the program for its callback,
+ * and beyond that only to a reply that points into it. Replies never wait in the kernel: what it
+ * does not take at once comes back and is queued, so that no peer can hold a buffer. One send is
+ * under way on a connection at any time. A connection is detached when the last request on it has
+ * been answered. */
+
+enum { /* netsrv_conn.interest: what is under way in the kernel, and what is to come */
+    NETSRV__URING_RECV = 0x01,
+    NETSRV__URING_RECV_ENDS = 0x02, /* cancelled, not answered yet */
+    NETSRV__URING_SEND = 0x04,      /* a reply, or queued output   */
+    NETSRV__URING_POLL = 0x08,      /* lasting: room for output, errors while input is not wanted */
+    NETSRV__URING_FULL = 0x10,      /* waits for room for output */
+    NETSRV__URING_PARKED = 0x20,    /* wants input, and there was no buffer */
+    NETSRV__URING_LIMITED = 0x80,   /* the request for input has a limit, unknown to some kernels */
+    NETSRV__URING_DETACHING = 0x40
+};
+#define NETSRV__URING_BUSY (NETSRV__URING_RECV | NETSRV__URING_SEND | NETSRV__URING_POLL)
+
+enum { /* tokens of completions; those below are the core's */
+    NETSRV__URING_OF_RECV = NETSRV__TOKEN_CONN,
+    NETSRV__URING_OF_ACCEPT = NETSRV__TOKEN_LISTENER,
+    NETSRV__URING_OF_WAKE = NETSRV__TOKEN_WAKE,
+    NETSRV__URING_OF_SEND = 4,  /* as of a connection */
+    NETSRV__URING_OF_REPLY = 5, /* number of the first piece << 3 */
+    NETSRV__URING_OF_POLL = 6,  /* as of a connection */
+    NETSRV__URING_OF_NOTHING = 7
+};
+
+#define NETSRV__URING_FOREIGN (UINT64_C(1) << 3 | NETSRV__URING_OF_WAKE)
+#define NETSRV__URING_ENTRIES 512
+#define NETSRV__URING_COMPLETIONS 4096
+#define NETSRV__URING_POOL_BYTES (2u << 20) /* of all buffers, at their usual size */
+#define NETSRV__URING_PIECES 1024           /* of replies under way */
+#define NETSRV__URING_VECTORS 32            /* sends of several parts in one submission */
+#define NETSRV__URING_STAGE_BYTES 131072    /* copies of replies that lie in no buffer; two of it */
+#define NETSRV__URING_STAGED 0xfffe         /* or 0xffff: where a piece lies, if not in a buffer */
+#define NETSRV__URING_NONE UINT16_MAX
+
+typedef struct netsrv__uring_buf {
+    uint32_t at;   /* consumed by the kernel up to here */
+    uint16_t refs; /* pieces of it that are lent */
+    bool ours;     /* the kernel is through with it */
+} netsrv__uring_buf;
+
+typedef struct netsrv__uring_piece {
+    uint64_t conn; /* token of the connection */
+    const unsigned char *data;
+    uint32_t bytes;
+    uint16_t where; /* its buffer, or NETSRV__URING_STAGED + half */
+    uint16_t next;  /* of the same reply, or of the free ones */
+} netsrv__uring_piece;
+
+typedef struct netsrv__uring_stage {
+    unsigned char *bytes; /* NULL until needed */
+    size_t used;
+    size_t refs;
+} netsrv__uring_stage;
+
+typedef struct netsrv__uring_gate {
+    bool wanted; /* accepting is on                             */
+    bool armed;  /* a request is under way                      */
+    int *held;   /* accepted, while the listener was paused     */
+    size_t held_count;
+    size_t held_cap;
+} netsrv__uring_gate;
+
+typedef struct netsrv__uring_vector {
+    struct msghdr head;
+    struct iovec iov[NETSRV__OUT_IOV];
+} netsrv__uring_vector;
+
+struct netsrv__uring {
+    netsrv__ring ring;
+    /* buffers */
+    netsrv__ring_buf *bufs_at; /* what the kernel takes from */
+    unsigned char *pool;
+    netsrv__uring_buf *bufs;
+    uint32_t buf_count; /* power of two */
+    uint32_t buf_shift; /* of their size */
+    uint16_t buf_tail;
+    uint32_t buf_ready; /* in the kernel's hands */
+    void *pool_memory;
+    size_t pool_memory_bytes;
+    bool registered;
+    bool incremental; /* the kernel fills a buffer by and by */
+    uint32_t recv_limit; /* bytes after which a request for input ends; 0 = this kernel has none */
+    /* connections that wait for a buffer, first come first served */
+    netsrv_conn *parked;
+    netsrv_conn *parked_last;
+    /* replies */
+    netsrv__uring_piece *pieces;
+    uint16_t piece_free;
+    netsrv__uring_stage stages[2];
+    unsigned stage;
+    /* the reply that was put in last; while not submitted, it may grow */
+    uint16_t last_piece;
+    unsigned last_count;
+    uint32_t last_entry;
+    uint64_t last_conn;
+    netsrv__uring_vector *vectors;
+    unsigned vectors_used;
+    uint32_t vectors_of; /* submission */
+    /* listeners */
+    netsrv__uring_gate gates[NETSRV_LISTEN_MAX];
+    size_t held; /* in all gates */
+    bool wake_watched;
+    bool abandoned;
+    unsigned failures; /* to enter the ring, in a row */
+    bool foreign_watched;
+};
+
+/* ---- buffers ---- */
+
+static unsigned char *netsrv__uring_buf_bytes(const netsrv__uring *u, uint32_t id) {
+    return u->pool + ((size_t)id << u->buf_shift);
+}
+
+/* Hands a buffer to the kernel; it sees it with the next submission. */
+static void netsrv__uring_buf_give(netsrv__uring *u, uint16_t id) {
+    netsrv__ring_buf *entry = &u->bufs_at[u->buf_tail++ & (u->buf_count - 1)];
+    entry->addr = (uint64_t)(uintptr_t)netsrv__uring_buf_bytes(u, id);
+    entry->len = 1u << u->buf_shift;
+    entry->id = id;
+    u->bufs[id].at = 0;
+    u->bufs[id].ours = false;
+    u->buf_ready++;
+    NETSRV__POISON(netsrv__uring_buf_bytes(u, id), (size_t)1 << u->buf_shift);
+}
+
+/* The tail lies where the first entry has room to spare. */
+static void netsrv__uring_buf_publish(netsrv__uring *u) {
+    _Atomic uint16_t *tail = (_Atomic uint16_t *)(void *)&u->bufs_at[0].zero;
+    atomic_store_explicit(tail, u->buf_tail, memory_order_release);
+}
+
+static void netsrv__uring_buf_release(netsrv__uring *u, uint16_t id) {
+    netsrv__uring_buf *b = &u->bufs[id];
+    NETSRV_ASSERT(b->refs > 0);
+    if (--b->refs == 0 && b->ours) {
+        netsrv__uring_buf_give(u, id);
+    }
+}
+
+/* The part of a buffer that a completion has filled; held until it is released. */
+static unsigned char *netsrv__uring_buf_take(netsrv__uring *u, uint16_t id, uint32_t n,
+                                             uint32_t flags) {
+    netsrv__uring_buf *b = &u->bufs[id];
+    unsigned char *data = netsrv__uring_buf_bytes(u, id) + b->at;
+    NETSRV_ASSERT(id < u->buf_count && !b->ours && b->at + n <= 1u << u->buf_shift);
+    NETSRV__UNPOISON(data, n);
+    b->at += n;
+    b->refs++;
+    /* Told by its length: some kernels do not say "more" with an end of the stream, and go on. */
+    b->ours = !u->incremental || b->at == 1u << u->buf_shift;
+    NETSRV_ASSERT(n == 0 || !u->incremental ||
+                  b->ours == ((flags & NETSRV__RING_CQE_BUF_MORE) == 0));
+    (void)flags;
+    u->buf_ready -= b->ours ? 1 : 0;
+    return data;
+}
+
+static int netsrv__uring_register(netsrv__uring *u, unsigned flags) {
+    netsrv__ring_buf_reg reg;
+    memset(&reg, 0, sizeof reg);
+    reg.addr = (uint64_t)(uintptr_t)u->bufs_at;
+    reg.entries = u->buf_count;
+    reg.group = NETSRV__RING_GROUP;
+    reg.flags = (uint16_t)flags;
+    return netsrv__sys_ring_register(u->ring.fd, NETSRV__RING_REG_BUFS, &reg, 1) >= 0 ? 0 : errno;
+}
+
+/* Sizes: where the kernel fills a buffer by and by, a few large ones serve everybody; else every
+ * message takes one, and there are many small ones. */
+static void netsrv__uring_size_pool(netsrv__uring *u, uint32_t usual_bytes) {
+    const uint32_t most = u->incremental ? usual_bytes : 4096;
+    u->buf_shift = 12;
+    while ((2u << u->buf_shift) <= most) {
+        u->buf_shift++;
+    }
+    u->buf_count = NETSRV__URING_POOL_BYTES >> u->buf_shift;
+    u->buf_count = u->buf_count > 4 ? u->buf_count : 4;
+}
+
+/* One piece of memory: first what the kernel reads, at a page's beginning, then the buffers. */
+static int netsrv__uring_make_pool(netsrv__worker *w, netsrv__uring *u) {
+    const size_t page = netsrv__sys_page_bytes();
+    const size_t entries = (u->buf_count * sizeof *u->bufs_at + page - 1) / page * page;
+    const size_t pool = (size_t)u->buf_count << u->buf_shift;
+    u->pool_memory_bytes = page + entries + pool;
+    u->pool_memory = netsrv__mem_alloc(w->cfg, u->pool_memory_bytes);
+    u->bufs = netsrv__mem_zeroed(w->cfg, u->buf_count, sizeof *u->bufs);
+    if (u->pool_memory == NULL || u->bufs == NULL) {
+        return ENOMEM;
+    }
+    const uintptr_t at = ((uintptr_t)u->pool_memory + page - 1) / page * page;
+    u->bufs_at = (netsrv__ring_buf *)at;
+    u->pool = (unsigned char *)at + entries;
+    memset(u->bufs_at, 0, entries);
+    return netsrv__uring_register(u, u->incremental ? NETSRV__RING_BUF_INC : 0);
+}
+
+static void netsrv__uring_free_pool(netsrv__worker *w, netsrv__uring *u) {
+    if (u->pool != NULL) {
+        NETSRV__UNPOISON(u->pool, (size_t)u->buf_count << u->buf_shift);
+    }
+    netsrv__mem_free(w->cfg, u->bufs, u->buf_count * sizeof *u->bufs);
+    netsrv__mem_free(w->cfg, u->pool_memory, u->pool_memory_bytes);
+    u->pool_memory = NULL;
+    u->pool = NULL;
+    u->bufs = NULL;
+}
+
+static int netsrv__uring_open_pool(netsrv__worker *w, netsrv__uring *u) {
+    u->incremental = true;
+    netsrv__uring_size_pool(u, w->cfg->recv_buffer_bytes);
+    int error = netsrv__uring_make_pool(w, u);
+    if (error != 0 && error != ENOMEM) {
+        netsrv__uring_free_pool(w, u);
+        u->incremental = false;
+        netsrv__uring_size_pool(u, w->cfg->recv_buffer_bytes);
+        error = netsrv__uring_make_pool(w, u);
+    }
+    if (error != 0) {
+        return error;
+    }
+    u->registered = true;
+    for (uint32_t id = 0; id < u->buf_count; id++) {
+        netsrv__uring_buf_give(u, (uint16_t)id);
+    }
+    netsrv__uring_buf_publish(u);
+    return 0;
+}
+
+/* ---- pieces of replies ---- */
+
+static int netsrv__uring_open_pieces(netsrv__worker *w, netsrv__uring *u) {
+    u->pieces = netsrv__mem_zeroed(w->cfg, NETSRV__URING_PIECES, sizeof *u->pieces);
+    u->vectors = netsrv__mem_zeroed(w->cfg, NETSRV__URING_VECTORS, sizeof *u->vectors);
+    if (u->pieces == NULL || u->vectors == NULL) {
+        return ENOMEM;
+    }
+    u->piece_free = NETSRV__URING_NONE;
+    for (uint16_t i = NETSRV__URING_PIECES; i-- > 0;) {
+        u->pieces[i].next = u->piece_free;
+        u->piece_free = i;
+    }
+    return 0;
+}
+
+/* Room for a copy, or NULL. A half is used again when nothing in it is under way. */
+static unsigned char *netsrv__uring_stage_room(netsrv__worker *w, netsrv__uring *u, size_t n) {
+    netsrv__uring_stage *s = &u->stages[u->stage];
+    if (NETSRV__URING_STAGE_BYTES - s->used < n) {
+        u->stage ^= 1;
+        s = &u->stages[u->stage];
+    }
+    if (s->bytes == NULL) {
+        s->bytes = netsrv__mem_alloc(w->cfg, NETSRV__URING_STAGE_BYTES);
+    }
+    if (s->bytes == NULL || NETSRV__URING_STAGE_BYTES - s->used < n) {
+        return NULL;
+    }
+    unsigned char *at = s->bytes + s->used;
+    s->used += n;
+    return at;
+}
+
+static void netsrv__uring_hold(netsrv__uring *u, uint16_t where) {
+    if (where >= NETSRV__URING_STAGED) {
+        u->stages[where - NETSRV__URING_STAGED].refs++;
+    } else {
+        u->bufs[where].refs++;
+    }
+}
+
+static void netsrv__uring_let_go(netsrv__uring *u, uint16_t where) {
+    if (where < NETSRV__URING_STAGED) {
+        netsrv__uring_buf_release(u, where);
+        return;
+    }
+    netsrv__uring_stage *s = &u->stages[where - NETSRV__URING_STAGED];
+    s->used = --s->refs == 0 ? 0 : s->used;
+}
+
+/* Finds where the bytes lie, and copies those that lie in no buffer. NULL without room. */
+static const unsigned char *netsrv__uring_place(netsrv__worker *w, netsrv__uring *u,
+                                                const unsigned char *data, size_t n,
+                                                uint16_t *where) {
+    const uintptr_t at = (uintptr_t)data - (uintptr_t)u->pool;
+    if (at < (uintptr_t)u->buf_count << u->buf_shift) {
+        *where = (uint16_t)(at >> u->buf_shift);
+        return data;
+    }
+    unsigned char *copy = n <= NETSRV__URING_STAGE_BYTES ? netsrv__uring_stage_room(w, u, n) : NULL;
+    if (copy != NULL) {
+        memcpy(copy, data, n);
+    }
+    *where = (uint16_t)(NETSRV__URING_STAGED + u->stage);
+    return copy;
+}
+
+/* A piece that holds its bytes, or NONE. */
+static uint16_t netsrv__uring_piece_new(netsrv__worker *w, netsrv__uring *u, netsrv_conn *c,
+                                        const unsigned char *data, size_t n) {
+    const uint16_t i = u->piece_free;
+    if (i == NETSRV__URING_NONE) {
+        return i;
+    }
+    netsrv__uring_piece *p = &u->pieces[i];
+    p->data = netsrv__uring_place(w, u, data, n, &p->where);
+    if (p->data == NULL) {
+        return NETSRV__URING_NONE;
+    }
+    netsrv__uring_hold(u, p->where);
+    u->piece_free = p->next;
+    p->next = NETSRV__URING_NONE;
+    p->conn = netsrv__conn_token(c);
+    p->bytes = (uint32_t)n;
+    return i;
+}
+
+static void netsrv__uring_piece_free(netsrv__uring *u, uint16_t i) {
+    netsrv__uring_let_go(u, u->pieces[i].where);
+    u->pieces[i].next = u->piece_free;
+    u->piece_free = i;
+}
+
+/* ---- entries of connections ---- */
+
+static netsrv__sqe *netsrv__uring_entry(netsrv__uring *u, int op, int fd, uint64_t token) {
+    netsrv__sqe *sqe = NULL;
+    if (NETSRV_SEAM_FAULT("ring_entry") == 0) {
+        sqe = netsrv__ring_next(&u->ring);
+    }
+    if (sqe != NULL) {
+        sqe->opcode = (uint8_t)op;
+        sqe->fd = fd;
+        sqe->token = token;
+    }
+    return sqe;
+}
+
+/* The same for a connection; what the token names in its low bits is exchanged. */
+static netsrv__sqe *netsrv__uring_conn_entry(netsrv__uring *u, const netsrv_conn *c, int op,
+                                             unsigned of) {
+    return netsrv__uring_entry(u, op, c->fd, netsrv__conn_token(c) | of);
+}
+
+static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
+    netsrv__sqe *sqe = netsrv__uring_conn_entry(u, c, NETSRV__RING_RECV, NETSRV__URING_OF_RECV);
+    if (sqe == NULL) {
+        return ENOBUFS;
+    }
+    sqe->ioprio = NETSRV__RING_RECV_MULTI;
+    sqe->flags = NETSRV__RING_SQE_BUFFER;
+    sqe->group = NETSRV__RING_GROUP;
+    c->interest |= NETSRV__URING_RECV;
+    if (u->recv_limit != 0) {
+        sqe->file_index = u->recv_limit;
+        sqe->off = NETSRV_SEAM_FAULT("recv_limit") != 0; /* refused as a kernel before 6.17 does */
+        c->interest |= NETSRV__URING_LIMITED;
+    }
+    return 0;
+}
+
+/* Reports changes, not states: a peer that has finished sending counts as an event for every other
+ * way of waiting for room, and would be reported for ever. */
+static int netsrv__uring_arm_poll(netsrv__uring *u, netsrv_conn *c) {
+    if ((c->interest & NETSRV__URING_POLL) != 0) {
+        return 0;
+    }
+    netsrv__sqe *sqe = netsrv__uring_conn_entry(u, c, NETSRV__RING_POLL, NETSRV__URING_OF_POLL);
+    if (sqe == NULL) {
+        return ENOBUFS;
+    }
+    sqe->len = NETSRV__RING_POLL_MULTI;
+    sqe->op_flags = netsrv__ring_poll_mask(NETSRV__OUT);
+    c->interest |= NETSRV__URING_POLL;
+    return 0;
+}
+
+/* Its own answer comes only if there was nothing to cancel, and is dropped. */
+static bool netsrv__uring_cancel(netsrv__uring *u, int fd, uint64_t token, unsigned flags) {
+    netsrv__sqe *sqe = netsrv__uring_entry(u, NETSRV__RING_CANCEL, fd, NETSRV__URING_OF_NOTHING);
+    if (sqe == NULL) {
+        return false;
+    }
+    sqe->addr = token;
+    sqe->op_flags = flags;
+    sqe->flags = NETSRV__RING_SQE_QUIET;
+    return true;
+}
+
+/* ---- waiting for a buffer ---- */
+
+static netsrv_conn *netsrv__uring_parked_after(netsrv__worker *w, const netsrv_conn *c) {
+    return c->parked_next != 0 ? netsrv__slab_at(&w->own.slab, c->parked_next - 1) : NULL;
+}
+
+static void netsrv__uring_park(netsrv__uring *u, netsrv_conn *c) {
+    if ((c->interest & NETSRV__URING_PARKED) != 0) {
+        return;
+    }
+    c->interest |= NETSRV__URING_PARKED;
+    c->parked_next = 0;
+    if (u->parked == NULL) {
+        u->parked = c;
+    } else {
+        u->parked_last->parked_next = c->slot + 1;
+    }
+    u->parked_last = c;
+}
+
+static void netsrv__uring_unpark(netsrv__worker *w, netsrv__uring *u, netsrv_conn *c) {
+    netsrv_conn *before = NULL;
+    if ((c->interest & NETSRV__URING_PARKED) == 0) {
+        return;
+    }
+    for (netsrv_conn *k = u->parked; k != c; k = netsrv__uring_parked_after(w, k)) {
+        before = k;
+    }
+    if (before == NULL) {
+        u->parked = netsrv__uring_parked_after(w, c);
+    } else {
+        before->parked_next = c->parked_next;
+    }
+    u->parked_last = u->parked_last == c ? before : u->parked_last;
+    c->parked_next = 0;
+    c->interest &= (uint16_t)~NETSRV__URING_PARKED;
+}
+
+/* As many as there are buffers; the others stay where they are. */
+static void netsrv__uring_feed_parked(netsrv__worker *w, netsrv__uring *u) {
+    for (uint32_t n = u->buf_ready; n != 0 && u->parked != NULL; n--) {
+        netsrv_conn *c = u->parked;
+        netsrv__uring_unpark(w, u, c);
+        const int error = netsrv__uring_arm_recv(u, c);
+        if (error != 0) {
+            netsrv__conn_on_end(w, c, error);
+        }
+    }
+}
+
+/* ---- intentions of the core ---- */
+
+/* One that is about to end is begun again when it has. */
+static int netsrv__uring_recv_start(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->interest & (NETSRV__URING_RECV | NETSRV__URING_PARKED)) != 0) {
+        return 0;
+    }
+    return netsrv__uring_arm_recv(w->own.uring, c);
+}
+
+static int netsrv__uring_recv_stop(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__uring *u = w->own.uring;
+    netsrv__uring_unpark(w, u, c);
+    if ((c->interest & (NETSRV__URING_RECV | NETSRV__URING_RECV_ENDS)) == NETSRV__URING_RECV) {
+        if (!netsrv__uring_cancel(u, -1, netsrv__conn_token(c), 0)) {
+            return ENOBUFS;
+        }
+        c->interest |= NETSRV__URING_RECV_ENDS;
+    }
+    return netsrv__uring_arm_poll(u, c);
+}
+
+static bool netsrv__uring_unsubmitted(const netsrv__uring *u, uint32_t entry) {
+    return (int32_t)(entry - u->ring.published) >= 0;
+}
+
+/* What several parts are described in, stable until they are submitted; NULL if all are taken. */
+static netsrv__uring_vector *netsrv__uring_vector_new(netsrv__uring *u) {
+    if (u->vectors_of != u->ring.published && netsrv__ring_unsubmitted(&u->ring) ==
+                                                  u->ring.sq_tail - u->ring.published) {
+        u->vectors_of = u->ring.published;
+        u->vectors_used = 0;
+    }
+    if (u->vectors_used == NETSRV__URING_VECTORS) {
+        return NULL;
+    }
+    netsrv__uring_vector *v = &u->vectors[u->vectors_used++];
+    memset(&v->head, 0, sizeof v->head);
+    v->head.msg_iov = v->iov;
+    return v;
+}
+
+/* Another part for the send of one part in `sqe`, or of several. */
+static bool netsrv__uring_add_part(netsrv__uring *u, netsrv__sqe *sqe, const void *data, size_t n) {
+    netsrv__uring_vector *v = (netsrv__uring_vector *)(uintptr_t)sqe->addr;
+    if (sqe->opcode == NETSRV__RING_SEND) {
+        v = netsrv__uring_vector_new(u);
+        if (v == NULL) {
+            return false;
+        }
+        v->iov[0].iov_base = (void *)(uintptr_t)sqe->addr;
+        v->iov[0].iov_len = sqe->len;
+        v->head.msg_iovlen = 1;
+        sqe->opcode = NETSRV__RING_SENDMSG;
+        sqe->addr = (uint64_t)(uintptr_t)v;
+        sqe->len = 1;
+    }
+    struct iovec *part = &v->iov[v->head.msg_iovlen++];
+    part->iov_base = (void *)(uintptr_t)data;
+    part->iov_len = n;
+    return true;
+}
+
+/* The reply before this one has not left, and nothing came between: both leave in one send. */
+static bool netsrv__uring_reply_more(netsrv__worker *w, netsrv__uring *u, netsrv_conn *c,
+                                     const unsigned char *data, size_t n) {
+    netsrv__uring_piece *last = &u->pieces[u->last_piece];
+    netsrv__sqe *sqe = &u->ring.sqes[u->last_entry & u->ring.sq_mask];
+    if (u->last_conn != netsrv__conn_token(c) || u->last_count == NETSRV__OUT_IOV ||
+        !netsrv__uring_unsubmitted(u, u->last_entry)) {
+        return false;
+    }
+    const uintptr_t at = (uintptr_t)data - (uintptr_t)u->pool;
+    if (last->data + last->bytes == data && at >> u->buf_shift == last->where &&
+        sqe->opcode == NETSRV__RING_SEND) {
+        last->bytes += (uint32_t)n;
+        sqe->len += (uint32_t)n;
+        return true;
+    }
+    const uint16_t i = netsrv__uring_piece_new(w, u, c, data, n);
+    if (i == NETSRV__URING_NONE) {
+        return false;
+    }
+    if (!netsrv__uring_add_part(u, sqe, u->pieces[i].data, n)) {
+        netsrv__uring_piece_free(u, i);
+        return false;
+    }
+    u->pieces[u->last_piece].next = i;
+    u->last_piece = i;
+    u->last_count++;
+    return true;
+}
+
+/* A first reply: one piece, one send, which does not wait. */
+static bool netsrv__uring_reply_new(netsrv__worker *w, netsrv__uring *u, netsrv_conn *c,
+                                    const unsigned char *data, size_t n) {
+    const uint16_t i = netsrv__uring_piece_new(w, u, c, data, n);
+    if (i == NETSRV__URING_NONE) {
+        return false;
+    }
+    const uint64_t token = (uint64_t)i << 3 | NETSRV__URING_OF_REPLY;
+    netsrv__sqe *sqe = netsrv__uring_entry(u, NETSRV__RING_SEND, c->fd, token);
+    if (sqe == NULL) {
+        netsrv__uring_piece_free(u, i);
+        return false;
+    }
+    sqe->addr = (uint64_t)(uintptr_t)u->pieces[i].data;
+    sqe->len = (uint32_t)NETSRV_SEAM_CLIP("send", n);
+    sqe->op_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    c->interest |= NETSRV__URING_SEND;
+    u->last_conn = sqe->len == n ? netsrv__conn_token(c) : UINT64_MAX;
+    u->last_piece = i;
+    u->last_count = 1;
+    u->last_entry = u->ring.sq_tail - 1;
+    return true;
+}
+
+static void netsrv__uring_reply(netsrv__worker *w, netsrv_conn *c, const void *data, size_t n) {
+    netsrv__uring *u = w->own.uring;
+    const int fault = NETSRV_SEAM_FAULT("send");
+    bool taken = false;
+    if (fault != 0 && fault != EAGAIN && fault != EINTR) {
+        netsrv__conn_on_sent(w, c, 0, fault);
+        return;
+    }
+    if (fault == 0 && n <= INT32_MAX) {
+        taken = (c->interest & NETSRV__URING_SEND) != 0
+                    ? c->sending != 0 && n <= INT32_MAX - c->sending &&
+                          netsrv__uring_reply_more(w, u, c, data, n)
+                    : netsrv__uring_reply_new(w, u, c, data, n);
+    }
+    if (!taken) {
+        netsrv__conn_on_unsent(w, c, data, n);
+        return;
+    }
+    c->sending += (uint32_t)n;
+}
+
+/* As much of the queue as goes into one send. */
+static void netsrv__uring_fill_send(netsrv__uring *u, const netsrv_conn *c, netsrv__sqe *sqe) {
+    const netsrv__chunk *k = c->out.head;
+    const size_t n = netsrv__util_min(k->end - k->begin, INT32_MAX);
+    int count = 1;
+    sqe->addr = (uint64_t)(uintptr_t)(k->data + k->begin);
+    sqe->len = (uint32_t)NETSRV_SEAM_CLIP("send", n);
+    sqe->op_flags = MSG_NOSIGNAL | MSG_DONTWAIT;
+    if (sqe->len != k->end - k->begin) {
+        return;
+    }
+    for (k = k->next; k != NULL && k->data != NULL && count < NETSRV__OUT_IOV; k = k->next) {
+        if (!netsrv__uring_add_part(u, sqe, k->data + k->begin, k->end - k->begin)) {
+            return;
+        }
+        count++;
+    }
+    if (netsrv__out_file(&c->out, count) != NULL) {
+        sqe->op_flags |= NETSRV__MORE;
+    }
+}
+
+/* The kernel takes nothing now, and says so when it does again. */
+static int netsrv__uring_await_room(netsrv__worker *w, netsrv_conn *c) {
+    c->interest |= NETSRV__URING_FULL;
+    netsrv__conn_on_blocked(w, c);
+    return netsrv__uring_arm_poll(w->own.uring, c);
+}
+
+/* A piece of the file that comes next, directly. True if the core is to ask again, after the
+ * others' turn. */
+static bool netsrv__uring_send_file(netsrv__worker *w, netsrv_conn *c, netsrv__chunk *file) {
+    const size_t n = netsrv__util_min(file->end - file->begin, NETSRV__FILE_PIECE);
+    const ssize_t sent = netsrv__sys_sendfile(c->fd, file->fd, file->offset + file->begin, n);
+    const int saved = errno;
+    if (sent > 0) {
+        netsrv__conn_on_sent(w, c, (size_t)sent, 0);
+    } else if (sent == 0) {
+        netsrv__conn_file_failed(w, c, 0);
+        return false;
+    } else if (saved == EAGAIN && !netsrv__sys_has_room(c->fd)) {
+        const int error = netsrv__uring_await_room(w, c);
+        if (error != 0) {
+            netsrv__conn_on_sent(w, c, 0, error);
+        }
+        return false;
+    } else if (saved != EINTR && saved != EAGAIN) {
+        file->by_reading = true;
+    }
+    return c->out.bytes != 0;
+}
+
+/* Queued output: one send, or nothing but an answer after which the core asks again. */
+static void netsrv__uring_begin_send(netsrv__worker *w, netsrv_conn *c, bool nothing, int fault) {
+    netsrv__uring *u = w->own.uring;
+    const int op = nothing ? NETSRV__RING_NOP : NETSRV__RING_SEND;
+    netsrv__sqe *sqe = NULL;
+    if (fault == 0) {
+        sqe = netsrv__uring_conn_entry(u, c, op, NETSRV__URING_OF_SEND);
+    }
+    if (sqe == NULL) {
+        netsrv__conn_on_sent(w, c, 0, fault != 0 ? fault : ENOBUFS);
+        return;
+    }
+    c->interest |= NETSRV__URING_SEND;
+    netsrv__conn_on_blocked(w, c);
+    if (!nothing) {
+        netsrv__uring_fill_send(u, c, sqe);
+    }
+}
+
+static void netsrv__uring_send(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__chunk *file = netsrv__out_file(&c->out, 0);
+    if (c->out.bytes == 0 || (c->interest & (NETSRV__URING_SEND | NETSRV__URING_FULL)) != 0) {
+        return;
+    }
+    if (file != NULL && !file->by_reading) {
+        if (netsrv__uring_send_file(w, c, file)) {
+            netsrv__uring_begin_send(w, c, true, 0);
+        }
+        return;
+    }
+    if (file != NULL && !netsrv__conn_load_file(w, c)) {
+        return;
+    }
+    const int fault = NETSRV_SEAM_FAULT("send");
+    const bool later = fault == EAGAIN || fault == EINTR;
+    netsrv__uring_begin_send(w, c, later, later ? 0 : fault);
+}
+
+/* True when nothing is under way any more, and the core was told. */
+static bool netsrv__uring_detached(netsrv__worker *w, netsrv_conn *c) {
+    if ((c->interest & NETSRV__URING_DETACHING) == 0) {
+        return false;
+    }
+    if ((c->interest & NETSRV__URING_BUSY) == 0 && c->state != NETSRV__DEAD &&
+        c->state != NETSRV__FREE) {
+        c->interest = 0; /* one that was to move may stay */
+        netsrv__conn_on_detached(w, c);
+    }
+    return true;
+}
+
+/* Closing the descriptor would end nothing: requests hold the socket. */
+static void netsrv__uring_detach(netsrv__worker *w, netsrv_conn *c) {
+    netsrv__uring *u = w->own.uring;
+    const bool first = (c->interest & NETSRV__URING_DETACHING) == 0;
+    c->interest |= NETSRV__URING_DETACHING;
+    netsrv__uring_unpark(w, u, c);
+    if ((c->interest & NETSRV__URING_BUSY) != 0 && first) {
+        const unsigned flags = NETSRV__RING_CANCEL_FD | NETSRV__RING_CANCEL_ALL;
+        if (!netsrv__uring_cancel(u, c->fd, 0, flags)) {
+            c->interest &= (uint16_t)~NETSRV__URING_DETACHING;
+            netsrv__conn_mark_dirty(w, c);
+            return;
+        }
+    }
+    netsrv__uring_detached(w, c);
+}
+
+/* ---- listeners ---- */
+
+static uint64_t netsrv__uring_gate_token(unsigned gate) {
+    return (uint64_t)gate << 3 | NETSRV__URING_OF_ACCEPT;
+}
+
+static int netsrv__uring_arm_accept(netsrv__worker *w, unsigned gate) {
+    netsrv__uring *u = w->own.uring;
+    netsrv__sqe *sqe = netsrv__uring_entry(u, NETSRV__RING_ACCEPT, w->group->gates[gate].fd,
+                                           netsrv__uring_gate_token(gate));
+    if (sqe == NULL) {
+        return ENOBUFS;
+    }
+    sqe->ioprio = NETSRV__RING_ACCEPT_MULTI;
+    sqe->op_flags = SOCK_NONBLOCK | SOCK_CLOEXEC;
+    u->gates[gate].armed = true;
+    return 0;
+}
+
+/* Those that are held come first. */
+static int netsrv__uring_listen_start(netsrv__worker *w, unsigned gate) {
+    netsrv__uring_gate *g = &w->own.uring->gates[gate];
+    g->wanted = true;
+    if (g->armed || g->held_count != 0) {
+        return 0;
+    }
+    const int error = netsrv__uring_arm_accept(w, gate);
+    g->wanted = error == 0;
+    return error;
+}
+
+/* Returns when the kernel has let go of the listener, or it would listen beyond its close. */
+static void netsrv__uring_listen_stop(netsrv__worker *w, unsigned gate) {
+    netsrv__uring *u = w->own.uring;
+    u->gates[gate].wanted = false;
+    if (u->gates[gate].armed &&
+        netsrv__ring_cancel_now(&u->ring, netsrv__uring_gate_token(gate), 0) != 0) {
+        netsrv__uring_cancel(u, -1, netsrv__uring_gate_token(gate), 0);
+    }
+}
+
+/* A request for connections that has ended is begun again, unless there is a reason not to. */
+static void netsrv__uring_keep_accepting(netsrv__worker *w, unsigned gate) {
+    netsrv__uring_gate *g = &w->own.uring->gates[gate];
+    while (g->wanted && !g->armed && g->held_count == 0) {
+        const int error = netsrv__uring_arm_accept(w, gate);
+        if (error != 0) {
+            netsrv__accept_failed(w, gate, error);
+        }
+    }
+}
+
+/* For later: the kernel has accepted it, and we may not yet. */
+static void netsrv__uring_hold_fd(netsrv__worker *w, unsigned gate, int fd) {
+    netsrv__uring *u = w->own.uring;
+    netsrv__uring_gate *g = &u->gates[gate];
+    if (g->held_count == g->held_cap) {
+        const size_t cap = g->held_cap == 0 ? 64 : g->held_cap * 2;
+        int *held = netsrv__mem_resize(w->cfg, g->held, g->held_cap * sizeof *held,
+                                       cap * sizeof *held);
+        if (held == NULL) {
+            NETSRV__COUNT(w, no_memory, 1);
+            netsrv__accept_refuse(fd);
+            return;
+        }
+        g->held = held;
+        g->held_cap = cap;
+    }
+    g->held[g->held_count++] = fd;
+    u->held++;
+}
+
+static void netsrv__uring_on_fd(netsrv__worker *w, unsigned gate, int fd) {
+    const netsrv__uring_gate *g = &w->own.uring->gates[gate];
+    if (atomic_load_explicit(&w->srv->stop_at, memory_order_relaxed) != 0) {
+        netsrv__accept_late(w, gate, fd);
+    } else if (!g->wanted || g->held_count != 0 || !netsrv__accept_offer(w, gate, fd)) {
+        netsrv__uring_hold_fd(w, gate, fd);
+    }
+}
+
+/* First come, first served, until the listener is paused once more. */
+static void netsrv__uring_serve_held(netsrv__worker *w, unsigned gate, bool stopping) {
+    netsrv__uring *u = w->own.uring;
+    netsrv__uring_gate *g = &u->gates[gate];
+    size_t n = 0;
+    while (n < g->held_count && (g->wanted || stopping)) {
+        if (stopping) {
+            netsrv__accept_late(w, gate, g->held[n]);
+        } else if (!netsrv__accept_offer(w, gate, g->held[n])) {
+            break;
+        }
+        n++;
+    }
+    memmove(g->held, g->held + n, (g->held_count - n) * sizeof *g->held);
+    g->held_count -= n;
+    u->held -= n;
+    netsrv__uring_keep_accepting(w, gate);
+}
+
+static bool netsrv__uring_may_serve_held(const netsrv__uring *u) {
+    for (unsigned gate = 0; u->held != 0 && gate < NETSRV_LISTEN_MAX; gate++) {
+        if (u->gates[gate].held_count != 0 && u->gates[gate].wanted) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static void netsrv__uring_serve_all_held(netsrv__worker *w, bool stopping) {
+    for (unsigned gate = 0; gate < w->group->gate_count; gate++) {
+        if (w->own.uring->gates[gate].held_count != 0) {
+            netsrv__uring_serve_held(w, gate, stopping);
+        }
+    }
+}
+
+/* ---- completions ---- */
+
+/* Always there: a connection lives until its last request is answered. */
+static NETSRV__HOT netsrv_conn *netsrv__uring_conn_of(netsrv__worker *w, uint64_t token) {
+    netsrv_conn *c = netsrv__slab_at(&w->own.slab, ((uint32_t)token >> 3));
+    NETSRV_ASSERT(c->gen == (uint32_t)(token >> 32) && c->state != NETSRV__DEAD);
+    return c;
+}
+
+static void netsrv__uring_recv_ended(netsrv__worker *w, netsrv_conn *c, int res) {
+    netsrv__uring *u = w->own.uring;
+    const bool limited = (c->interest & NETSRV__URING_LIMITED) != 0;
+    c->interest &= (uint16_t)~NETSRV__URING_LIMITED;
+    if (netsrv__uring_detached(w, c)) {
+        return;
+    }
+    if (res == -EINVAL && limited) {
+        u->recv_limit = 0;
+        res = -EINTR;
+    }
+    if (res == 0 && (c->flags & NETSRV__RECV_ON) == 0) {
+        return; /* the end comes after what was kept: it will be there again */
+    }
+    if (res == 0 || (res < 0 && res != -ECANCELED && res != -ENOBUFS && res != -EINTR &&
+                     res != -EAGAIN)) {
+        netsrv__conn_on_end(w, c, -res);
+        return;
+    }
+    if ((c->flags & NETSRV__RECV_ON) == 0 || (c->interest & NETSRV__URING_RECV) != 0) {
+        return;
+    }
+    if (res == -ENOBUFS) {
+        netsrv__uring_park(u, c);
+        return;
+    }
+    const int error = netsrv__uring_arm_recv(u, c);
+    if (error != 0) {
+        netsrv__conn_on_end(w, c, error);
+    }
+}
+
+/* All at once, except in test builds. */
+static NETSRV__HOT void netsrv__uring_show(netsrv__worker *w, netsrv_conn *c,
+                                           const unsigned char *data, size_t n) {
+    const int fault = NETSRV_SEAM_FAULT("recv");
+    if (fault != 0 && fault != EAGAIN && fault != EINTR) {
+        netsrv__conn_on_end(w, c, fault);
+        return;
+    }
+    while (n != 0 && c->state < NETSRV__CLOSING) {
+        const size_t part = NETSRV_SEAM_CLIP("recv", n);
+        netsrv__conn_on_recv(w, c, data, part);
+        data += part;
+        n -= part;
+    }
+}
+
+static NETSRV__HOT void netsrv__uring_on_recv(netsrv__worker *w, netsrv_conn *c,
+                                              const netsrv__cqe *cqe) {
+    netsrv__uring *u = w->own.uring;
+    const bool more = (cqe->flags & NETSRV__RING_CQE_MORE) != 0;
+    if (!NETSRV__LIKELY(more)) {
+        c->interest &= (uint16_t)~(NETSRV__URING_RECV | NETSRV__URING_RECV_ENDS);
+    }
+    if (NETSRV__LIKELY((cqe->flags & NETSRV__RING_CQE_BUFFER) != 0)) {
+        const uint16_t id = (uint16_t)(cqe->flags >> NETSRV__RING_CQE_SHIFT);
+        const uint32_t n = cqe->res > 0 ? (uint32_t)cqe->res : 0;
+        const unsigned char *data = netsrv__uring_buf_take(u, id, n, cqe->flags);
+        if (NETSRV__LIKELY(n != 0)) {
+            netsrv__uring_show(w, c, data, n);
+        }
+        netsrv__uring_buf_release(u, id);
+    }
+    if (!NETSRV__LIKELY(more)) {
+        netsrv__uring_recv_ended(w, c, cqe->res);
+    }
+}
+
+/* A send has been answered: what comes next on this connection. */
+static void netsrv__uring_send_ended(netsrv__worker *w, netsrv_conn *c) {
+    c->interest &= (uint16_t)~NETSRV__URING_SEND;
+    if (!netsrv__uring_detached(w, c)) {
+        netsrv__conn_on_writable(w, c);
+    }
+}
+
+static void netsrv__uring_on_send(netsrv__worker *w, netsrv_conn *c, int res) {
+    const bool none = res == -EINTR || res == -ECANCELED;
+    if (c->state < NETSRV__CLOSING && res == -EAGAIN) {
+        c->interest &= (uint16_t)~NETSRV__URING_SEND;
+        res = -netsrv__uring_await_room(w, c);
+        if (res == 0) {
+            return;
+        }
+    }
+    if (c->state < NETSRV__CLOSING && res > 0) {
+        netsrv__conn_on_sent(w, c, (size_t)res, 0);
+    } else if (c->state < NETSRV__CLOSING && res < 0 && !none) {
+        netsrv__conn_on_sent(w, c, 0, -res);
+    }
+    netsrv__uring_send_ended(w, c);
+}
+
+/* What the kernel did not take goes to the front of the queue: from the last piece to the first. */
+static void netsrv__uring_return(netsrv__worker *w, netsrv_conn *c, uint16_t first, size_t sent) {
+    netsrv__uring *u = w->own.uring;
+    uint16_t order[NETSRV__OUT_IOV];
+    unsigned count = 0;
+    for (uint16_t i = first; i != NETSRV__URING_NONE; i = u->pieces[i].next) {
+        order[count++] = i;
+    }
+    size_t before = c->sending;
+    while (count-- > 0 && c->state < NETSRV__CLOSING) {
+        const netsrv__uring_piece *p = &u->pieces[order[count]];
+        before -= p->bytes;
+        const size_t skip = sent > before ? netsrv__util_min(sent - before, p->bytes) : 0;
+        if (skip < p->bytes) {
+            netsrv__conn_on_returned(w, c, p->data + skip, p->bytes - skip);
+        }
+    }
+}
+
+NETSRV__COLD
+static void netsrv__uring_reply_short(netsrv__worker *w, netsrv_conn *c, uint16_t first, int res) {
+    const bool none = res == -EAGAIN || res == -EINTR || res == -ECANCELED;
+    if (res < 0 && !none) {
+        if (c->state < NETSRV__CLOSING) {
+            netsrv__conn_on_sent(w, c, 0, -res);
+        }
+        return;
+    }
+    const size_t sent = res > 0 ? (size_t)res : 0;
+    netsrv__conn_on_replied(w, c, sent);
+    netsrv__uring_return(w, c, first, sent);
+}
+
+static NETSRV__HOT void netsrv__uring_on_reply(netsrv__worker *w, uint16_t first, int res) {
+    netsrv__uring *u = w->own.uring;
+    netsrv_conn *c = netsrv__uring_conn_of(w, u->pieces[first].conn);
+    NETSRV_ASSERT(c->sending != 0);
+    if (NETSRV__LIKELY(res == (int)c->sending)) {
+        netsrv__conn_on_replied(w, c, c->sending);
+    } else {
+        netsrv__uring_reply_short(w, c, first, res);
+    }
+    c->sending = 0;
+    for (uint16_t i = first; i != NETSRV__URING_NONE;) {
+        const uint16_t next = u->pieces[i].next;
+        netsrv__uring_piece_free(u, i);
+        i = next;
+    }
+    if (NETSRV__LIKELY((c->flags & NETSRV__PLAIN) != 0)) {
+        c->interest &= (uint16_t)~NETSRV__URING_SEND;
+        return;
+    }
+    netsrv__uring_send_ended(w, c);
+}
+
+/* The poll has ended by itself, as any lasting request may. */
+static void netsrv__uring_watch_again(netsrv__worker *w, netsrv_conn *c) {
+    const bool needed = (c->interest & NETSRV__URING_FULL) != 0 ||
+                        (c->flags & NETSRV__RECV_ON) == 0;
+    const int error = needed ? netsrv__uring_arm_poll(w->own.uring, c) : 0;
+    if (error != 0) {
+        netsrv__conn_on_end(w, c, error);
+    }
+}
+
+/* An error or hang-up while no input is wanted. With input wanted, that will tell. */
+static bool netsrv__uring_hung_up(netsrv__worker *w, netsrv_conn *c, unsigned mask) {
+    if ((mask & (NETSRV__ERR | NETSRV__HUP)) == 0 || (c->flags & NETSRV__RECV_ON) != 0) {
+        return false;
+    }
+    const int error = netsrv__sys_socket_error(c->fd);
+    if (error != 0 || (mask & NETSRV__ERR) != 0) {
+        netsrv__conn_on_end(w, c, error != 0 ? error : ECONNRESET);
+        return true;
+    }
+    return false;
+}
+
+static void netsrv__uring_on_poll(netsrv__worker *w, netsrv_conn *c, const netsrv__cqe *cqe) {
+    const unsigned mask = cqe->res > 0 ? (unsigned)cqe->res : 0;
+    const unsigned over = NETSRV__ERR | NETSRV__HUP;
+    if ((cqe->flags & NETSRV__RING_CQE_MORE) == 0) {
+        c->interest &= (uint16_t)~NETSRV__URING_POLL;
+    }
+    if (netsrv__uring_detached(w, c) || netsrv__uring_hung_up(w, c, mask)) {
+        return;
+    }
+    if ((c->interest & NETSRV__URING_FULL) != 0 && (mask & (NETSRV__OUT | over)) != 0) {
+        c->interest &= (uint16_t)~NETSRV__URING_FULL;
+        netsrv__conn_on_writable(w, c);
+    }
+    if (c->state < NETSRV__CLOSING && cqe->res != -ECANCELED && (mask & over) == 0) {
+        netsrv__uring_watch_again(w, c);
+    }
+}
+
+static void netsrv__uring_on_accept(netsrv__worker *w, unsigned gate, const netsrv__cqe *cqe) {
+    netsrv__uring_gate *g = &w->own.uring->gates[gate];
+    if ((cqe->flags & NETSRV__RING_CQE_MORE) == 0) {
+        g->armed = false;
+    }
+    if (cqe->res >= 0) {
+        netsrv__uring_on_fd(w, gate, cqe->res);
+    } else if (cqe->res != -ECANCELED && g->wanted) {
+        netsrv__accept_failed(w, gate, -cqe->res);
+    }
+    netsrv__uring_keep_accepting(w, gate);
+}
+
+static int netsrv__uring_watch_wake(netsrv__worker *w) {
+    netsrv__uring *u = w->own.uring;
+    netsrv__sqe *sqe = netsrv__uring_entry(u, NETSRV__RING_POLL, w->group->wake.read_fd,
+                                           NETSRV__URING_OF_WAKE);
+    if (sqe == NULL) {
+        return ENOBUFS;
+    }
+    sqe->len = NETSRV__RING_POLL_MULTI;
+    sqe->op_flags = netsrv__ring_poll_mask(NETSRV__IN);
+    u->wake_watched = true;
+    return 0;
+}
+
+static void netsrv__uring_on_wake(netsrv__worker *w, const netsrv__cqe *cqe) {
+    NETSRV__COUNT(w, wakes, 1);
+    netsrv__mailbox_wake_drain(&w->group->wake);
+    w->own.uring->wake_watched = (cqe->flags & NETSRV__RING_CQE_MORE) != 0;
+}
+
+/* What fails for ever must not make the thread spin. */
+static void netsrv__uring_rest(netsrv__worker *w, int sys_errno) {
+    if (netsrv__accept_may_log(w->srv)) {
+        netsrv__log_line(w->cfg, NETSRV_LOG_ERROR, "worker %u cannot wait for events: %s",
+                         w->index, strerror(sys_errno));
+    }
+    netsrv__sys_nap();
+}
+
+/* ---- foreign descriptors ---- */
+
+/* They are few and seldom ready: an epoll instance of their own has exactly what is asked of them,
+ * and the ring watches that. */
+static int netsrv__uring_open_foreign(netsrv__worker *w) {
+    const size_t cap = w->cfg->events_per_wait;
+    w->own.events = netsrv__mem_alloc(w->cfg, cap * sizeof *w->own.events);
+    w->own.raw_events = netsrv__mem_alloc(w->cfg, cap * netsrv__epoll_poller.raw_bytes);
+    if (w->own.events == NULL || w->own.raw_events == NULL) {
+        return ENOMEM;
+    }
+    return netsrv__epoll_open(w->srv, w->group);
+}
+
+static void netsrv__uring_close_foreign(netsrv__worker *w) {
+    const size_t cap = w->cfg->events_per_wait;
+    netsrv__epoll_close(w->srv, w->group);
+    netsrv__mem_free(w->cfg, w->own.events, cap * sizeof *w->own.events);
+    netsrv__mem_free(w->cfg, w->own.raw_events, cap * netsrv__epoll_poller.raw_bytes);
+    w->own.events = NULL;
+    w->own.raw_events = NULL;
+}
+
+/* Looked at once: asked again after each look, it tells as long as anything is ready. */
+static int netsrv__uring_watch_foreign(netsrv__worker *w) {
+    netsrv__uring *u = w->own.uring;
+    if (u->foreign_watched) {
+        return 0;
+    }
+    netsrv__sqe *sqe = netsrv__uring_entry(u, NETSRV__RING_POLL, w->group->poller_fd,
+                                           NETSRV__URING_FOREIGN);
+    if (sqe == NULL) {
+        return ENOBUFS;
+    }
+    sqe->op_flags = netsrv__ring_poll_mask(NETSRV__IN);
+    u->foreign_watched = true;
+    return 0;
+}
+
+static int netsrv__uring_watch(netsrv__worker *w, netsrv__watch *x) {
+    const int error = netsrv__uring_watch_foreign(w);
+    return error != 0 && x->wanted != 0 ? error : netsrv__ready_foreign(w, x);
+}
+
+static void netsrv__uring_on_foreign(netsrv__worker *w) {
+    w->own.uring->foreign_watched = false;
+    const int n = netsrv__epoll_wait(w, 0);
+    if (n < 0 && errno != EINTR) {
+        netsrv__uring_rest(w, errno);
+    }
+    for (int i = 0; i < n; i++) {
+        const netsrv__event event = w->own.events[i];
+        netsrv__watch_on_event(w, event.token, event.mask);
+    }
+}
+
+NETSRV__COLD
+static void netsrv__uring_dispatch_other(netsrv__worker *w, const netsrv__cqe *cqe) {
+    switch ((unsigned)cqe->token & NETSRV__TOKEN_MASK) {
+    case NETSRV__URING_OF_ACCEPT:
+        netsrv__uring_on_accept(w, (unsigned)(cqe->token >> 3), cqe);
+        break;
+    case NETSRV__URING_OF_WAKE:
+        if (cqe->token == NETSRV__URING_FOREIGN) {
+            netsrv__uring_on_foreign(w);
+        } else {
+            netsrv__uring_on_wake(w, cqe);
+        }
+        break;
+    case NETSRV__URING_OF_SEND:
+        netsrv__uring_on_send(w, netsrv__uring_conn_of(w, cqe->token), cqe->res);
+        break;
+    case NETSRV__URING_OF_POLL:
+        netsrv__uring_on_poll(w, netsrv__uring_conn_of(w, cqe->token), cqe);
+        break;
+    default:
+        break;
+    }
+}
+
+static NETSRV__HOT void netsrv__uring_dispatch(netsrv__worker *w, const netsrv__cqe *cqe) {
+    const unsigned of = (unsigned)cqe->token & NETSRV__TOKEN_MASK;
+    if (NETSRV__LIKELY(of == NETSRV__URING_OF_RECV)) {
+        netsrv__uring_on_recv(w, netsrv__uring_conn_of(w, cqe->token), cqe);
+    } else if (NETSRV__LIKELY(of == NETSRV__URING_OF_REPLY)) {
+        netsrv__uring_on_reply(w, (uint16_t)(cqe->token >> 3), cqe->res);
+    } else {
+        netsrv__uring_dispatch_other(w, cqe);
+    }
+}
+
+/* ---- life and turn ---- */
+
+static int netsrv__uring_probe(unsigned *can) {
+    (void)can;
+    return netsrv__ring_probe();
+}
+
+static const char *netsrv__uring_why(int sys_errno) {
+    switch (sys_errno) {
+    case ECANCELED:
+        return "switched off by NETSRV_NO_IO_URING in the environment";
+    case EPERM:
+    case EACCES:
+        return "not permitted (a seccomp filter, or kernel.io_uring_disabled)";
+    case ENOSYS:
+        return "this kernel does not have it, or a seccomp filter denies it";
+    case EINVAL:
+        return "it needs Linux 6.1 or newer";
+    default:
+        return strerror(sys_errno);
+    }
+}
+
+static int netsrv__uring_open(netsrv__worker *w) {
+    netsrv__uring *u = netsrv__mem_zeroed(w->cfg, 1, sizeof *u);
+    if (u == NULL) {
+        return ENOMEM;
+    }
+    w->own.uring = u;
+    u->ring.fd = -1;
+    u->recv_limit = w->cfg->bytes_per_turn;
+    u->last_conn = UINT64_MAX;
+    int error = netsrv__ring_open(&u->ring, NETSRV__URING_ENTRIES, NETSRV__URING_COMPLETIONS);
+    if (error == 0 && w->serves) {
+        error = netsrv__uring_open_pieces(w, u);
+        error = error != 0 ? error : netsrv__uring_open_pool(w, u);
+        error = error != 0 ? error : netsrv__uring_open_foreign(w);
+    }
+    return error != 0 ? error : netsrv__uring_watch_wake(w);
+}
+
+/* Connections that nobody has looked at any more. */
+static void netsrv__uring_close_left(netsrv__worker *w) {
+    netsrv__ring *r = &w->own.uring->ring;
+    for (uint32_t left = r->fd >= 0 ? netsrv__ring_waiting(r) : 0; left != 0; left--) {
+        const netsrv__cqe *cqe = &r->cqes[r->cq_head & r->cq_mask];
+        if ((cqe->token & NETSRV__TOKEN_MASK) == NETSRV__URING_OF_ACCEPT && cqe->res >= 0) {
+            netsrv__accept_refuse(cqe->res);
+        }
+        netsrv__ring_take(r, 1);
+    }
+    for (unsigned gate = 0; gate < NETSRV_LISTEN_MAX; gate++) {
+        netsrv__uring_gate *g = &w->own.uring->gates[gate];
+        while (g->held_count != 0) {
+            netsrv__accept_refuse(g->held[--g->held_count]);
+        }
+    }
+}
+
+/* All requests end, so that the ring and what they hold are gone when it is closed. */
+static void netsrv__uring_end_requests(netsrv__uring *u) {
+    if (u->ring.fd < 0 || u->abandoned) {
+        return;
+    }
+    netsrv__ring_cancel_now(&u->ring, 0, NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL);
+    for (int i = 0; i < 3; i++) {
+        if (netsrv__ring_wait(&u->ring, 0) != 0) {
+            u->failures++;
+        }
+    }
+}
+
+static void netsrv__uring_close(netsrv__worker *w) {
+    netsrv__uring *u = w->own.uring;
+    if (u == NULL) {
+        return;
+    }
+    netsrv__uring_end_requests(u);
+    for (unsigned gate = 0; gate < NETSRV_LISTEN_MAX; gate++) {
+        netsrv__mem_free(w->cfg, u->gates[gate].held,
+                         u->gates[gate].held_cap * sizeof *u->gates[gate].held);
+    }
+    netsrv__uring_close_foreign(w);
+    netsrv__uring_close_left(w);
+    netsrv__ring_close(&u->ring);
+    if (u->failures != 0) {
+        netsrv__sys_nap(); /* the kernel ends by and by what we could not */
+    }
+    netsrv__uring_free_pool(w, u);
+    netsrv__mem_free(w->cfg, u->pieces, NETSRV__URING_PIECES * sizeof *u->pieces);
+    netsrv__mem_free(w->cfg, u->vectors, NETSRV__URING_VECTORS * sizeof *u->vectors);
+    netsrv__mem_free(w->cfg, u->stages[0].bytes, NETSRV__URING_STAGE_BYTES);
+    netsrv__mem_free(w->cfg, u->stages[1].bytes, NETSRV__URING_STAGE_BYTES);
+    netsrv__mem_free(w->cfg, u, sizeof *u);
+    w->own.uring = NULL;
+}
+
+/* The time of a stop is over, and the kernel answers no more: what is under way is ended by another
+ * way, and taken for ended. Nothing is asked of the ring from then on. */
+static void netsrv__uring_abandon(netsrv__worker *w) {
+    netsrv__uring *u = w->own.uring;
+    const netsrv__slab *slab = &w->own.slab;
+    netsrv__ring_cancel_now(&u->ring, 0, NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL);
+    u->abandoned = true;
+    for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
+        netsrv_conn *c = netsrv__slab_at(slab, slot);
+        c->interest &= (uint16_t)~NETSRV__URING_BUSY;
+        c->sending = 0;
+        netsrv__uring_detached(w, c);
+    }
+}
+
+/* The ring could not be entered. */
+static void netsrv__uring_wait_failed(netsrv__worker *w, int sys_errno) {
+    if (sys_errno == EINTR || sys_errno == EAGAIN) {
+        w->own.event_count = -1;
+        return;
+    }
+    w->own.uring->failures++;
+    if (w->own.phase == NETSRV__FORCED && w->own.uring->failures > 2) {
+        netsrv__uring_abandon(w);
+        return;
+    }
+    netsrv__uring_rest(w, sys_errno);
+}
+
+/* False if something could not be asked for, and must be tried again. */
+static bool netsrv__uring_watch_all(netsrv__worker *w) {
+    const netsrv__uring *u = w->own.uring;
+    if (!u->wake_watched && netsrv__uring_watch_wake(w) != 0) {
+        return false;
+    }
+    return w->group->poller_fd < 0 || netsrv__uring_watch_foreign(w) == 0;
+}
+
+/* One batch. */
+static void netsrv__uring_dispatch_all(netsrv__worker *w) {
+    netsrv__ring *r = &w->own.uring->ring;
+    const uint32_t count = (uint32_t)netsrv__util_min(netsrv__ring_waiting(r),
+                                                      w->cfg->events_per_wait);
+    w->own.event_count = (int)count;
+    for (uint32_t i = 0; i < count; i++) {
+        const netsrv__cqe cqe = r->cqes[r->cq_head & r->cq_mask];
+        netsrv__ring_take(r, 1);
+        netsrv__uring_dispatch(w, &cqe);
+    }
+}
+
+static void netsrv__uring_wait(netsrv__worker *w, int timeout_ms) {
+    netsrv__uring *u = w->own.uring;
+    if (u->abandoned) {
+        netsrv__timer_woke(w);
+        return;
+    }
+    if (w->serves) {
+        netsrv__uring_feed_parked(w, u);
+        netsrv__uring_buf_publish(u);
+    }
+    if (!netsrv__uring_watch_all(w) || netsrv__ring_waiting(&u->ring) != 0 ||
+        netsrv__uring_may_serve_held(u)) {
+        timeout_ms = 0;
+    }
+    const int failed = netsrv__ring_wait(&u->ring, timeout_ms) != 0 ? errno : 0;
+    netsrv__timer_woke(w);
+    netsrv__uring_dispatch_all(w);
+    if (u->held != 0) {
+        netsrv__uring_serve_all_held(w, false);
+    }
+    if (failed == 0) {
+        u->failures = 0;
+    } else if (w->own.event_count == 0) {
+        netsrv__uring_wait_failed(w, failed);
+    }
+}
+
+static bool netsrv__uring_accepts(const netsrv__worker *w) {
+    for (unsigned gate = 0; gate < w->group->gate_count; gate++) {
+        if (w->own.uring->gates[gate].armed) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* What the kernel had accepted before it let go of the listeners is placed while all threads can
+ * still be given something. */
+static void netsrv__uring_listen_end(netsrv__worker *w) {
+    netsrv__uring_serve_all_held(w, true);
+    w->own.uring->failures = 0;
+    for (int tries = 0; tries < 1000 && w->own.uring->failures < 3; tries++) {
+        if (!netsrv__uring_accepts(w)) {
+            return;
+        }
+        netsrv__uring_wait(w, 0);
+    }
+}
+
+#endif /* NETSRV__HAS_IO_URING */
 
 /* ========================================================================== *
  *  [backend] The backends of this build, best first
@@ -8075,6 +10082,29 @@ static void netsrv__ready_wait(netsrv__worker *w, int timeout_ms) {
  * ========================================================================== */
 
 static const netsrv__io_ops netsrv__backend_list[] = {
+#if NETSRV__HAS_IO_URING
+    {
+        .name = "io_uring",
+        .backend = NETSRV_BACKEND_IO_URING,
+        .can = NETSRV__CAN_EXCLUSIVE,
+        .by_name = !NETSRV__PREFERS_IO_URING,
+        .poller = &netsrv__epoll_poller,
+        .probe = netsrv__uring_probe,
+        .why = netsrv__uring_why,
+        .open = netsrv__uring_open,
+        .close = netsrv__uring_close,
+        .listen_start = netsrv__uring_listen_start,
+        .listen_stop = netsrv__uring_listen_stop,
+        .listen_end = netsrv__uring_listen_end,
+        .recv_start = netsrv__uring_recv_start,
+        .recv_stop = netsrv__uring_recv_stop,
+        .reply = netsrv__uring_reply,
+        .send = netsrv__uring_send,
+        .detach = netsrv__uring_detach,
+        .watch = netsrv__uring_watch,
+        .wait = netsrv__uring_wait,
+    },
+#endif
 #if NETSRV__HAS_EPOLL
     {
         .name = "epoll",
@@ -9292,6 +11322,7 @@ static void netsrv__worker_quiesce(netsrv__worker *w) {
     w->own.undrained = 0;
     w->own.retry_ms = 0;
     w->own.phase = w->own.phase > NETSRV__QUIET ? w->own.phase : NETSRV__QUIET;
+    w->io->listen_end(w);
     NETSRV_SEAM_POINT("quiet");
     if (atomic_fetch_sub(&w->srv->unquiet, 1) == 1) {
         netsrv__worker_sweep(w);
@@ -10306,6 +12337,10 @@ static void netsrv__defaults_note(netsrv_server *srv, const char *field, const c
     srv->choices[srv->choice_count++] = choice;
 }
 
+static const char *netsrv__defaults_why(const netsrv__io_ops *io, int sys_errno) {
+    return io->why != NULL ? io->why(sys_errno) : strerror(sys_errno);
+}
+
 static netsrv_result netsrv__defaults_asked_backend(netsrv_server *srv, netsrv_error *error) {
     const netsrv_backend asked = srv->cfg.backend;
     const char *name = netsrv__defaults_backends[asked];
@@ -10319,38 +12354,55 @@ static netsrv_result netsrv__defaults_asked_backend(netsrv_server *srv, netsrv_e
     if (failed != 0) {
         return netsrv__log_error(error, NETSRV_UNAVAILABLE, failed,
                                  "backend: %s does not work here: %s; use auto", name,
-                                 strerror(failed));
+                                 netsrv__defaults_why(srv->io, failed));
     }
     netsrv__defaults_note(srv, "backend", name, name, "as asked");
     return NETSRV_OK;
 }
 
+/* Why auto took what it took: the names may be NULL. */
+static void netsrv__defaults_note_backend(netsrv_server *srv, const char *by_name,
+                                          const char *failed_name, const char *failed_why) {
+    if (failed_name != NULL) {
+        netsrv__defaults_note(srv, "backend", "auto", srv->io->name, "%s does not work here: %s",
+                              failed_name, failed_why);
+        return;
+    }
+    netsrv__defaults_note(srv, "backend", "auto", srv->io->name, "the best of this build%s%s%s",
+                          by_name != NULL ? "; " : "", by_name != NULL ? by_name : "",
+                          by_name != NULL ? " only if asked for by name" : "");
+}
+
 /* The first that works. */
 static netsrv_result netsrv__defaults_choose_backend(netsrv_server *srv, netsrv_error *error) {
+    const char *by_name = NULL;
     const char *failed_name = NULL;
+    const char *failed_why = "";
     int failed = 0;
     if (srv->cfg.backend != NETSRV_BACKEND_AUTO) {
         return netsrv__defaults_asked_backend(srv, error);
     }
     for (size_t i = 0; i < NETSRV__BACKENDS; i++) {
         const netsrv__io_ops *io = &netsrv__backend_list[i];
+        if (io->by_name) {
+            by_name = io->name;
+            continue;
+        }
         srv->can = io->can;
         const int r = io->probe(&srv->can);
         if (r != 0) {
             failed = r;
             failed_name = io->name;
+            failed_why = netsrv__defaults_why(io, r);
             continue;
         }
         srv->io = io;
         srv->cfg.backend = io->backend;
-        netsrv__defaults_note(srv, "backend", "auto", io->name, "%s%s%s",
-                              failed_name != NULL ? failed_name : "the best of this build",
-                              failed_name != NULL ? " does not work here: " : "",
-                              failed_name != NULL ? strerror(failed) : "");
+        netsrv__defaults_note_backend(srv, by_name, failed_name, failed_why);
         return NETSRV_OK;
     }
     return netsrv__log_error(error, NETSRV_UNAVAILABLE, failed, "backend: none works here: %s",
-                             strerror(failed));
+                             failed_why);
 }
 
 static bool netsrv__defaults_can(const netsrv_server *srv, unsigned what) {

@@ -278,10 +278,13 @@ PLACES=(keep round_robin least two_choices peer_hash)
 possible() {
     case $1-$2-$3 in
     *-single-keep | *-acceptor-keep) return 1 ;;
-    poll-exclusive-* | poll-edge-* | kqueue-exclusive-*) return 1 ;;
+    poll-exclusive-* | poll-edge-* | kqueue-exclusive-* | io_uring-edge-*) return 1 ;;
     *) return 0 ;;
     esac
 }
+
+# shares BACKEND: whether several threads may use its pollers.
+shares() { [ "$1" != poll ] && [ "$1" != io_uring ]; }
 
 # The backends that this build serves with, asked from the command itself.
 backends() {
@@ -308,7 +311,7 @@ arrange_acceptor() {
     local trigger n
     for trigger in level edge oneshot; do
         for n in 1 4; do
-            if [ "$1" = poll ] && [ $trigger-$n != level-1 ]; then
+            if ! shares "$1" && [ $trigger-$n != level-1 ]; then
                 continue
             fi
             echo "-b $1 -a acceptor -p $2 --transfer $3 --trigger $trigger --acceptors $n -w 4"
@@ -327,7 +330,7 @@ arrangements() {
             for p in "${PLACES[@]}"; do
                 possible $b $a $p || continue
                 for t in mailbox direct; do
-                    if [ $t = direct ] && { [ $b = poll ] || [ $p = keep ]; }; then
+                    if [ $t = direct ] && { ! shares $b || [ $p = keep ]; }; then
                         continue
                     fi
                     if [ $a = acceptor ]; then
@@ -345,7 +348,7 @@ arrangements() {
 quick_arrangements() {
     arrangements "$@" | awk '
         !/-a acceptor/ { print; next }
-        /-b poll/      { print; next }
+        /-b (poll|io_uring)/ { print; next }
         { key = $0; sub(/--trigger.*/, "", key)
           if (key != last) { last = key; i = 0; turn++ }
           if (i++ == turn % 6) { print } }'

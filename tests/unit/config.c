@@ -242,7 +242,9 @@ static void refused_backends(void) {
     refused(&absent, NETSRV_UNAVAILABLE, "kqueue");
 #endif
     netsrv_config cfg = rig_config(NETSRV_BACKEND_IO_URING, 2);
+    setenv("NETSRV_NO_IO_URING", "1", 1);
     refused(&cfg, NETSRV_UNAVAILABLE, "io_uring");
+    unsetenv("NETSRV_NO_IO_URING");
 }
 
 /* ---- every backend x accept x place x trigger x transfer ------------------------------------- */
@@ -256,7 +258,7 @@ static unsigned pick_first(netsrv_server *s, const netsrv_peer *peer, unsigned a
 
 /* The field that must be named, or NULL if the combination works. "?" leaves it open. */
 static const char *expected_refusal(const netsrv_config *c) {
-    const bool poll_backend = c->backend == NETSRV_BACKEND_POLL;
+    const bool alone = !rig_shares(c->backend);
     const bool acceptor = c->accept == NETSRV_ACCEPT_ACCEPTOR;
     if (!acceptor && (c->acceptors > 0 || c->trigger != NETSRV_TRIGGER_AUTO)) {
         return "?";
@@ -264,14 +266,13 @@ static const char *expected_refusal(const netsrv_config *c) {
     if (c->accept == NETSRV_ACCEPT_AUTO && c->place == NETSRV_PLACE_KEEP) {
         return "?";
     }
-    if (poll_backend &&
-        (c->accept == NETSRV_ACCEPT_EXCLUSIVE || c->accept == NETSRV_ACCEPT_EDGE)) {
+    if (!rig_accepts(c->backend, (int)c->accept)) {
         return "accept";
     }
-    if (poll_backend && c->acceptors > 1) {
+    if (alone && c->acceptors > 1) {
         return "acceptors";
     }
-    if (poll_backend && c->trigger > NETSRV_TRIGGER_LEVEL) {
+    if (alone && c->trigger > NETSRV_TRIGGER_LEVEL) {
         return "trigger";
     }
     if (acceptor && c->place == NETSRV_PLACE_KEEP) {
@@ -280,7 +281,7 @@ static const char *expected_refusal(const netsrv_config *c) {
     if (c->accept == NETSRV_ACCEPT_SINGLE && c->place == NETSRV_PLACE_KEEP && c->workers > 1) {
         return "place";
     }
-    return poll_backend && c->transfer == NETSRV_TRANSFER_DIRECT ? "transfer" : NULL;
+    return alone && c->transfer == NETSRV_TRANSFER_DIRECT ? "transfer" : NULL;
 }
 
 static void print_combination(const netsrv_config *c, const char *text) {
@@ -664,6 +665,9 @@ int main(int argc, char **argv) {
     CASE("backends of other systems", refused_backends());
     CASE("combinations on epoll", combinations(NETSRV_BACKEND_EPOLL));
     CASE("combinations on poll", combinations(NETSRV_BACKEND_POLL));
+    if (rig_has(NETSRV_BACKEND_IO_URING)) {
+        CASE("combinations on io_uring", combinations(NETSRV_BACKEND_IO_URING));
+    }
     CASE("extreme numbers", extremes());
     CASE("bad addresses", bad_addresses());
     CASE("long addresses", long_addresses());

@@ -158,8 +158,8 @@ static void by_accept(netsrv_backend b) {
 
 static void by_direct(netsrv_backend b) {
     netsrv_config cfg = rig_config(b, 2);
-    if (b == NETSRV_BACKEND_POLL) {
-        SKIP("poll cannot register in another worker's set");
+    if (!rig_shares(b)) {
+        SKIP("cannot register in another worker's poller");
         return;
     }
     cfg.accept = NETSRV_ACCEPT_ACCEPTOR;

@@ -113,7 +113,9 @@ static void stop_when_listening(void *user, netsrv_log_level level, const char *
 
 /* An interrupted wait does not count as the look at the input that came before a stop. */
 static void interrupted_at_a_stop(netsrv_backend b) {
-    const char *const wait_name = b == NETSRV_BACKEND_POLL ? "poll" : "epoll_wait";
+    const char *const wait_name = b == NETSRV_BACKEND_POLL       ? "poll"
+                                  : b == NETSRV_BACKEND_IO_URING ? "io_uring_enter"
+                                                                 : "epoll_wait";
     netsrv_config cfg = rig_config(b, 1);
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
@@ -245,17 +247,19 @@ static void accept_forbidden(netsrv_backend b) {
     paused_do_not_wake_each_other(b, EACCES);
 }
 
-/* A reply that is lent is bounded by queue_max_bytes as well. */
+/* A reply that is lent is bounded by queue_max_bytes as well. With completions, input of the same
+ * turn may follow it before its fate is known, and is kept in memory that grows by doubling. */
 static void lent_reply_is_bounded(netsrv_backend b) {
     netsrv_config cfg = rig_config(b, 1);
     static char big[4 << 20];
     cfg.queue_max_bytes = 100;
     cfg.recv_buffer_bytes = 1 << 20;
+    const unsigned long kept = b == NETSRV_BACKEND_IO_URING ? 2 * rig_uring_turn(&cfg) : 0;
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
     for (int i = 0; i < 40 && rig_closes() == 0; i++) {
         const ssize_t sent = send(fd, big, sizeof big, MSG_NOSIGNAL | MSG_DONTWAIT);
-        CHECK_LE(rig_total(s).queued_bytes, 8192);
+        CHECK_LE(rig_total(s).queued_bytes, 8192 + kept);
         if (sent < 0) {
             check_nap();
         }

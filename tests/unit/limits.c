@@ -59,30 +59,32 @@ static void reset_before_accept(netsrv_backend b) {
 }
 
 #define CROWD 40
+#define FILLERS 256
 
 /* No descriptor is free: clients wait in the backlog at no cost, and are served when others leave.
- * `limit` descriptors are left to the server. */
+ * Four are left to the server. The limit is there before it starts: with some backends, a request
+ * for connections keeps to the limit of its beginning. */
 static void out_of_descriptors(netsrv_backend b, netsrv_accept accept) {
     struct rlimit old;
     struct rlimit few;
     int fd[CROWD];
-    int fillers[64];
+    int fillers[FILLERS];
     netsrv_config cfg = rig_config(b, 2);
     cfg.accept = accept;
     cfg.place = NETSRV_PLACE_ROUND_ROBIN;
+    const int highest = dup(0);
+    close(highest);
+    getrlimit(RLIMIT_NOFILE, &old);
+    few = old;
+    few.rlim_cur = (rlim_t)(highest + CROWD + FILLERS / 2);
+    setrlimit(RLIMIT_NOFILE, &few);
     netsrv_server *s = rig_start(&cfg);
     for (int i = 0; i < CROWD; i++) {
         fd[i] = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
         peer_deadline(fd[i], check_scaled(PEER_DEADLINE_MS));
     }
-    getrlimit(RLIMIT_NOFILE, &old);
-    few = old;
-    const int highest = dup(0);
-    close(highest);
-    few.rlim_cur = (rlim_t)highest + 8;
-    setrlimit(RLIMIT_NOFILE, &few);
     int filled = 0;
-    while (filled < 64 && (fillers[filled] = dup(0)) >= 0) {
+    while (filled < FILLERS && (fillers[filled] = dup(0)) >= 0) {
         filled++;
     }
     for (int i = 0; i < 4; i++) {

@@ -175,6 +175,7 @@ static void in_full_flow(netsrv_backend b) {
     unsigned char *have = malloc(STREAM_BYTES);
     cfg.on_data = echo_and_move;
     cfg.high_mark_bytes = 20000;
+    cfg.recv_buffer_bytes = 4096; /* of which there are many in the stream */
     seam_reset(3);
     SEAM_SET(send_clip, 3000);
     SEAM_SET(recv_clip, 5000);

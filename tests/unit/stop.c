@@ -311,7 +311,7 @@ static void one_cycle(netsrv_backend b, unsigned i) {
     int accept = (int)(i % NETSRV_ACCEPT_COUNT);
     accept = rig_accepts(b, accept) ? accept : NETSRV_ACCEPT_SHARED;
     netsrv_config cfg = with_accept(b, (netsrv_accept)accept);
-    cfg.transfer = accept == NETSRV_ACCEPT_ACCEPTOR && b != NETSRV_BACKEND_POLL && i % 2 == 0
+    cfg.transfer = accept == NETSRV_ACCEPT_ACCEPTOR && rig_shares(b) && i % 2 == 0
                        ? NETSRV_TRANSFER_DIRECT
                        : NETSRV_TRANSFER_MAILBOX;
     cfg.linger_timeout_ms = 50;

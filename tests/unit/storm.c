@@ -116,8 +116,8 @@ static void each_accept(netsrv_backend b) {
 
 static void direct(netsrv_backend b, bool repeat) {
     netsrv_config cfg = rig_config(b, WORKERS);
-    if (b == NETSRV_BACKEND_POLL) {
-        SKIP("poll cannot register in another worker's set");
+    if (!rig_shares(b)) {
+        SKIP("cannot register in another worker's poller");
         return;
     }
     cfg.accept = NETSRV_ACCEPT_ACCEPTOR;

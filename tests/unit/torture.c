@@ -10,7 +10,7 @@
  * Every third run is rough besides: reads and writes come short, events out of order and twice,
  * and threads are disturbed where they meet.
  *
- *     torture [--full] [--seed=N] [--seconds=N] [--jobs=N] [-v] [--scenario=NAME/BACKEND]
+ *     torture [--full] [--seed=N] [--seconds=N] [--jobs=N] [-v] [--scenario=[NAME][/BACKEND]]
  *             [--name=CALL --nth=N --errno=NAME --mode=once|always --rough=SEED]
  *
  * A finding prints the options that replay it. Options may also stand in the variable TORTURE. */
@@ -18,6 +18,7 @@
 
 #include "rig.h"
 
+#include <poll.h>
 #include <stdarg.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
@@ -84,6 +85,15 @@ static const kind kinds[] = {
     { "epoll_ctl_del", ONCE, { EBADF, EINVAL, ENOENT, EPERM } },
     { "epoll_wait", FREE | STARTS | REPEAT, { EINTR } },
     { "epoll_wait", FATAL, { EBADF, EFAULT, EINVAL } },
+    { "io_uring_setup", 0, { EPERM, ENOSYS, ENOMEM, EMFILE, EINVAL, EFAULT } },
+    { "io_uring_enter", FREE | STARTS | REPEAT, { EINTR, EAGAIN, EBUSY } },
+    { "io_uring_enter", FATAL, { EBADF, EFAULT, EINVAL } },
+    { "io_uring_register", 0, { EINVAL, ENOMEM, EBADF } },
+    { "ring_entry", ONCE, { ENOBUFS } }, /* for ever: none of what is asked could be asked */
+    { "recv_limit", FREE | SERVES, { EINVAL } },
+    /* Not ENOTCONN: it means a dead one, which is served until that shows. */
+    { "getpeername_accepted", 0, { EBADF, EFAULT, EINVAL, ENOBUFS, ENOTSOCK } },
+    { "mmap", 0, { ENOMEM, EAGAIN, EINVAL } },
     { "kqueue", 0, { EMFILE, ENFILE, ENOMEM } },
     { "kevent_change", 0, { ENOMEM, EBADF, EACCES, EINVAL } },
     { "kevent_wait", FREE | STARTS | REPEAT, { EINTR } },
@@ -285,7 +295,7 @@ static void say(run *r, client *c, const void *data, size_t n) {
 static void hear(run *r, client *c, const void *data, size_t n) {
     static unsigned char have[1 << 20];
     int end = 0;
-    if (c->fd < 0 || c->cut) { /* one that has lost its patience knows not what it hears */
+    if (c->fd < 0 || c->cut) { /* what comes after a gap is compared with nothing */
         return;
     }
     peer_deadline(c->fd, patience_ms(r));
@@ -387,10 +397,20 @@ static bool create(run *r) {
     return true;
 }
 
+/* A ring that cannot be entered any more is ended by the kernel in its own time, and with it what
+ * it held of a listener. */
+static bool still_listens(const run *r, netsrv_result result, const netsrv_error *e) {
+    return result != NETSRV_OK && e->sys_errno == EADDRINUSE && r->plan->name != NULL &&
+           strcmp(r->plan->name, "io_uring_enter") == 0;
+}
+
 static bool start(run *r) {
     netsrv_error e;
     memset(&e, 0x55, sizeof e);
-    const netsrv_result result = netsrv_start(r->s, &e);
+    netsrv_result result = netsrv_start(r->s, &e);
+    if (still_listens(r, result, &e)) {
+        WAIT_FOR(STRICT_MS, !still_listens(r, result = netsrv_start(r->s, &e), &e));
+    }
     if (result != NETSRV_OK) {
         check_refusal(r, "netsrv_start", result, &e);
         return false;
@@ -553,6 +573,15 @@ static void cfg_write_timeout(netsrv_config *cfg) {
     cfg->write_timeout_ms = 40;
 }
 
+/* The server would not have it from the start. */
+static bool was_refused(const run *r, const client *c) {
+    struct pollfd one = { c->fd, 0, 0 };
+    const netsrv_stats total = rig_total(r->s);
+    return c->fd < 0 || total.no_memory > 0 ||
+           (total.accepted == 0 && poll(&one, 1, 0) > 0 &&
+            (one.revents & (POLLERR | POLLHUP)) != 0);
+}
+
 /* The client never reads, so that the server ends it. */
 static void do_not_read(run *r) {
     client c = dial_small(r);
@@ -560,9 +589,9 @@ static void do_not_read(run *r) {
         peer_send(c.fd, "m", 1);
     }
     /* Not rig_closes: who is not told of the beginning is not told of the end. */
-    AWAIT(r, rig_total(r->s).closed > 0 || c.fd < 0 || rig_total(r->s).no_memory > 0);
+    AWAIT(r, rig_total(r->s).closed > 0 || was_refused(r, &c));
     if (rig_total(r->s).closed == 0) {
-        lost(r, &c, rig_total(r->s).no_memory > 0 ? ECONNRESET : PEER_STUCK);
+        lost(r, &c, was_refused(r, &c) ? ECONNRESET : PEER_STUCK);
     }
     hang_up(&c);
 }
@@ -1551,7 +1580,7 @@ static void cfg_inherited(netsrv_config *cfg) {
 }
 
 enum {
-    EPOLL_ONLY = 1,
+    EXCLUSIVE = 1,
     BY_UNIX = 2,
     EDGES = 4,
     NO_PROBE = 8,
@@ -1584,7 +1613,7 @@ static const struct scenario {
     { "group_edge", cfg_group_edge, do_many, NOT_POLL | EDGES },
     { "single", cfg_single, do_many, 0 },
     { "shared", cfg_shared, do_many, 0 },
-    { "exclusive", cfg_exclusive, do_many, EPOLL_ONLY },
+    { "exclusive", cfg_exclusive, do_many, EXCLUSIVE },
     { "edge", cfg_edge, do_many, NOT_POLL | EDGES },
     { "reuseport", cfg_reuseport, do_many, 0 },
     { "many_limits", cfg_many_limits, do_speak, 0 },
@@ -1851,7 +1880,7 @@ static struct {
     bool full;
     bool verbose;
     uint64_t seconds;
-    const char *only; /* NAME or NAME/BACKEND */
+    const char *only; /* NAME, NAME/BACKEND, or /BACKEND */
     plan replay;
     bool replaying;
 
@@ -2054,7 +2083,8 @@ static bool wanted(const plan *p) {
     snprintf(name, sizeof name, "%s/%s", scenarios[p->scenario].name,
              netsrv_backend_name((int)p->backend));
     const size_t n = strlen(torture.only);
-    return strncmp(name, torture.only, n) == 0 && (name[n] == '\0' || name[n] == '/');
+    const char *from = torture.only[0] == '/' ? strchr(name, '/') : name;
+    return strncmp(from, torture.only, n) == 0 && (from[n] == '\0' || from[n] == '/');
 }
 
 static void count_scenario(const plan *p) {
@@ -2069,9 +2099,9 @@ static void each_scenario(void (*visit)(const plan *p)) {
         for (size_t b = 0; b < RIG_BACKENDS; b++) {
             const plan p = { .scenario = i, .backend = rig_backends[b] };
             const unsigned flags = scenarios[i].flags;
-            const bool fits = (flags & EPOLL_ONLY) != 0 ? p.backend == NETSRV_BACKEND_EPOLL
-                                                        : (flags & NOT_POLL) == 0 ||
-                                                              p.backend != NETSRV_BACKEND_POLL;
+            const bool fits =
+                ((flags & EXCLUSIVE) == 0 || rig_accepts(p.backend, NETSRV_ACCEPT_EXCLUSIVE)) &&
+                ((flags & NOT_POLL) == 0 || rig_shares(p.backend));
             if (fits && wanted(&p)) {
                 visit(&p);
             }

@@ -548,7 +548,7 @@ static void sends_to_a_connection(netsrv_backend backend) {
 /* ---- failing calls --------------------------------------------------------------------------- */
 
 static const char *registering(netsrv_backend backend) {
-    return backend == NETSRV_BACKEND_EPOLL ? "epoll_ctl" : "kevent_change";
+    return backend == NETSRV_BACKEND_KQUEUE ? "kevent_change" : "epoll_ctl";
 }
 
 /* `run`, during which a call fails once. */
@@ -600,7 +600,7 @@ static void cannot_register(netsrv_backend backend) {
 /* What the poller does not let go of is not told to the program, nor reported for ever. */
 static void cannot_forget(netsrv_backend backend) {
     const netsrv_config cfg = rig_config(backend, 1);
-    const char *call = backend == NETSRV_BACKEND_EPOLL ? "epoll_ctl_del" : "kevent_change";
+    const char *call = backend == NETSRV_BACKEND_KQUEUE ? "kevent_change" : "epoll_ctl_del";
     if (backend == NETSRV_BACKEND_POLL) {
         SKIP("forgetting cannot fail");
         return;

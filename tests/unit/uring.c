@@ -1,0 +1,244 @@
+/* uring.c: what only the io_uring backend has: being refused, kernels that lack something, an empty
+ * pool of buffers, more completions than the ring holds. */
+#define NETSRV__PREFERS_IO_URING 1 /* so that auto has to say why it does without */
+#include "../seam.h"
+
+#include "rig.h"
+
+#ifdef __linux__
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <sys/prctl.h>
+#include <sys/wait.h>
+
+#define RING NETSRV_BACKEND_IO_URING
+
+/* ---- refused --------------------------------------------------------------------------------- */
+
+static netsrv_result creates(netsrv_backend b, netsrv_error *error) {
+    netsrv_config cfg = rig_config(b, 1);
+    netsrv_server *s = NULL;
+    const netsrv_result result = netsrv_create(&s, &cfg, error);
+    CHECK_EQ(netsrv_destroy(s), NETSRV_OK);
+    return result;
+}
+
+/* Asked for by name, it is refused with the reason; auto takes epoll, for that reason. */
+static void says(const char *why) {
+    netsrv_config cfg = rig_config(NETSRV_BACKEND_AUTO, 1);
+    netsrv_server *s = NULL;
+    netsrv_error error;
+    CHECK_EQ(creates(RING, &error), NETSRV_UNAVAILABLE);
+    CHECK(strstr(error.text, "io_uring") != NULL);
+    CHECK(strstr(error.text, why) != NULL);
+    REQUIRE(netsrv_create(&s, &cfg, &error) == NETSRV_OK);
+    netsrv_choice choice;
+    REQUIRE(netsrv_get_choice(s, 0, &choice));
+    CHECK_STR(choice.field, "backend");
+    CHECK_STR(choice.taken, "epoll");
+    CHECK(strstr(choice.why, "io_uring") != NULL);
+    CHECK(strstr(choice.why, why) != NULL);
+    CHECK_EQ(netsrv_destroy(s), NETSRV_OK);
+}
+
+static void switched_off(void) {
+    setenv("NETSRV_NO_IO_URING", "1", 1);
+    says("NETSRV_NO_IO_URING");
+    setenv("NETSRV_NO_IO_URING", "0", 1);
+    if (rig_has(RING)) {
+        netsrv_error error;
+        CHECK_EQ(creates(RING, &error), NETSRV_OK);
+    }
+    unsetenv("NETSRV_NO_IO_URING");
+}
+
+static void refused_by_the_kernel(void) {
+    const struct {
+        int err;
+        const char *why;
+    } cases[] = {{EPERM, "seccomp"}, {ENOSYS, "kernel"}, {EINVAL, "6.1"}, {ENOMEM, "memory"}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        seam_reset(0);
+        seam_fail_next("io_uring_setup", cases[i].err, SEAM_FOREVER);
+        says(cases[i].why);
+        seam_fail_stop();
+    }
+    seam_reset(0);
+}
+
+/* In a child of its own, since a filter is for ever. */
+static void forbid(int err) {
+    struct sock_filter steps[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 425, 0, 1),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (unsigned)err),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+    };
+    const struct sock_fprog filter = {sizeof steps / sizeof *steps, steps};
+    REQUIRE(prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+    REQUIRE(prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter) == 0);
+}
+
+static void forbidden(int err) {
+    const pid_t pid = fork();
+    if (pid == 0) {
+        netsrv_config cfg = rig_config(NETSRV_BACKEND_AUTO, 1);
+        forbid(err);
+        says("seccomp");
+        netsrv_server *s = rig_start(&cfg);
+        CHECK(peer_served(netsrv_get_port(s, 0)));
+        rig_stop(s, 1000);
+        _exit(atomic_load(&check_state.failures) != 0);
+    }
+    int status = -1;
+    waitpid(pid, &status, 0);
+    CHECK_EQ(status, 0);
+}
+
+/* ---- served ---------------------------------------------------------------------------------- */
+
+static void *talk_out(void *arg) {
+    const int *fds = arg;
+    static unsigned char bytes[1 << 20];
+    peer_fill(bytes, sizeof bytes, 9);
+    peer_send(fds[0], bytes, sizeof bytes);
+    shutdown(fds[0], SHUT_WR);
+    return NULL;
+}
+
+/* A megabyte through the server, compared byte by byte. */
+static void megabyte(uint16_t port) {
+    static unsigned char want[1 << 20];
+    static unsigned char have[1 << 20];
+    pthread_t t;
+    int fd = peer_connect(port);
+    peer_fill(want, sizeof want, 9);
+    pthread_create(&t, NULL, talk_out, &fd);
+    CHECK_EQ(peer_recv(fd, have, sizeof have), sizeof have);
+    CHECK(memcmp(want, have, sizeof have) == 0);
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    pthread_join(t, NULL);
+    close(fd);
+}
+
+static int no_incremental(const char *name, unsigned long nth) {
+    return strcmp(name, "io_uring_register") == 0 && nth == 2 ? EINVAL : 0;
+}
+
+static int no_register_but_buffers(const char *name, unsigned long nth) {
+    return strcmp(name, "io_uring_register") == 0 && nth == 1 ? EINVAL : 0;
+}
+
+static void old_kernel(seam_decider lacks) {
+    netsrv_config cfg = rig_config(RING, 1);
+    seam_reset(0);
+    SEAM_SET(decider, lacks);
+    netsrv_server *s = rig_start(&cfg);
+    seam_reset(0);
+    for (int i = 0; i < 5; i++) {
+        megabyte(netsrv_get_port(s, 0));
+    }
+    rig_stop(s, 1000);
+}
+
+static atomic_bool hold;
+static atomic_bool held;
+
+static void hold_worker(netsrv_server *s, unsigned worker, void *arg) {
+    (void)s;
+    (void)worker;
+    (void)arg;
+    atomic_store(&held, true);
+    CHECK_WITHIN(10000, !atomic_load(&hold));
+}
+
+/* Many more clients than there are buffers speak while the worker is busy: all are answered. */
+static void crowd(seam_decider lacks, int clients) {
+    static int fd[1200];
+    static unsigned char bytes[6000];
+    static unsigned char back[6000];
+    netsrv_config cfg = rig_config(RING, 1);
+    cfg.recv_buffer_bytes = 4096;
+    seam_reset(0);
+    SEAM_SET(decider, lacks);
+    netsrv_server *s = rig_start(&cfg);
+    seam_reset(0);
+    for (int i = 0; i < clients; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], "a") && peer_gets(fd[i], "a"));
+    }
+    for (int round = 0; round < 3; round++) {
+        atomic_store(&hold, true);
+        atomic_store(&held, false);
+        CHECK_EQ(netsrv_post(s, 0, hold_worker, NULL), NETSRV_OK);
+        CHECK_WITHIN(5000, atomic_load(&held));
+        for (int i = 0; i < clients; i++) {
+            peer_fill(bytes, sizeof bytes, (unsigned)i);
+            CHECK(peer_send(fd[i], bytes, sizeof bytes));
+        }
+        atomic_store(&hold, false);
+        for (int i = 0; i < clients; i++) {
+            peer_fill(bytes, sizeof bytes, (unsigned)i);
+            CHECK_EQ(peer_recv(fd[i], back, sizeof back), sizeof back);
+            CHECK(memcmp(bytes, back, sizeof back) == 0);
+        }
+    }
+    CHECK(rig_rests(200));
+    for (int i = 0; i < clients; i++) {
+        close(fd[i]);
+    }
+    rig_stop(s, 1000);
+}
+
+/* Those who never read hold no buffer: the others are served as ever. */
+static void never_readers(void) {
+    static char bytes[400000];
+    int fd[100];
+    netsrv_config cfg = rig_config(RING, 1);
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < 100; i++) {
+        fd[i] = peer_connect_small(netsrv_get_port(s, 0));
+        (void)!send(fd[i], bytes, sizeof bytes, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
+    for (int i = 0; i < 20; i++) {
+        megabyte(netsrv_get_port(s, 0));
+    }
+    for (int i = 0; i < 100; i++) {
+        peer_reset(fd[i]);
+    }
+    rig_stop(s, 0);
+}
+
+static void served(void) {
+    CASE("no incremental buffers", old_kernel(no_incremental));
+    CASE("no registered ring", old_kernel(no_register_but_buffers));
+    CASE("more clients than small buffers", crowd(no_incremental, 1000));
+    CASE("more input than the pool", crowd(NULL, 1000));
+    CASE("never-reading clients", never_readers());
+}
+
+int main(int argc, char **argv) {
+    check_begin(argc, argv);
+    check_state.variant = "io_uring";
+    CASE("switched off", switched_off());
+    CASE("refused by the kernel", refused_by_the_kernel());
+    if (rig_has(RING)) {
+        CASE("forbidden", forbidden(EPERM));
+        CASE("denied", forbidden(ENOSYS));
+        served();
+    } else {
+        printf("not checked: this system refuses io_uring\n");
+    }
+    return check_end();
+}
+
+#else
+
+int main(int argc, char **argv) {
+    check_begin(argc, argv);
+    CASE("io_uring", SKIP("Linux only"));
+    return check_end();
+}
+
+#endif
