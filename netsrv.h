@@ -184,7 +184,9 @@
        on_eof, on_close) on N threads beside the workers, which then only move bytes. The callbacks
        stay as they are: those of one connection run one at a time and in order, on any of the
        threads; one that takes four seconds delays nobody but its own connection, as long as fewer
-       than N are that slow at once. Take as many threads as slow requests may be under way.
+       than N are that slow at once. Take as many threads as slow requests may be under way. (Where
+       callbacks are short, one thread takes several, which is cheaper than to wake others. What
+       stands behind a long one then is given to another thread after a millisecond.)
 
        place = own_thread is the simple model: the first callback of a connection takes a thread,
        an idle one or a new one, and all its callbacks run there until on_close has returned. So
@@ -1554,6 +1556,9 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 #define NETSRV__RESOLVERS 4            /* threads that look names up, at most */
 #define NETSRV__LOOKUPS 1024           /* names that wait for them */
 #define NETSRV__TARGETS 8              /* addresses of one name that are tried */
+#define NETSRV__JOB_SHORT_US 50u       /* a job that costs no more than waking a thread for it */
+#define NETSRV__JOB_PATIENCE_US 200u   /* for which a queue of short ones is left to one thread */
+#define NETSRV__JOB_LONG_US 1000u      /* longer ones count as this */
 #define NETSRV__JOB_REPLY 960          /* room that goes with each job for what it answers */
 #define NETSRV__SLICE_US 1000          /* lines shown by one job: then it is the others' turn */
 
@@ -2304,6 +2309,8 @@ struct netsrv__worker {
         bool dials_stale;    /* the connection of some has ended */
         uint64_t retry_ms;   /* paused gates try again then; 0 = none */
         uint64_t grow_ms;    /* ... and threads that could not be created */
+        uint64_t look_ms;    /* whether jobs wait in vain; 0 = nothing to look at */
+        size_t lent_count;   /* jobs posted and not back */
         uint64_t turn_ms;    /* when this turn began */
         uint64_t turn_us;
         uint64_t random;
@@ -2337,6 +2344,8 @@ struct netsrv__hand {
     netsrv__item *item;      /* for this thread alone */
     bool bound;              /* it is some connection's own */
     bool called;
+    uint64_t now_us; /* when it last looked at the clock; this thread only, and the next one */
+    uint64_t ran_us; /* its last job */
     pthread_cond_t wake;
 };
 
@@ -2355,6 +2364,9 @@ struct netsrv__pool {
     netsrv__item *head;
     netsrv__item *tail;
     size_t count; /* posted and not taken */
+    netsrv__hand *last;  /* took the last job, and has not become idle since; or NULL */
+    uint64_t taken_us;   /* ... at this time */
+    uint64_t eighths_us; /* what jobs take: a moving average, times eight */
     bool waking;  /* one was called and does not run yet; it will call the next */
     bool held;    /* some worker waits for room */
     bool closing;
@@ -10319,6 +10331,14 @@ static netsrv__hand *netsrv__jobs_call_hand(netsrv__pool *p) {
     return hand;
 }
 
+/* Waking a thread costs more than a short job. So where jobs are short, and whoever took the last
+ * one did so a moment ago, it is left to take the next. Should its job be a long one for once, the
+ * worker that has posted finds out. Under the lock. */
+static bool netsrv__jobs_taken_soon(const netsrv__pool *p, uint64_t now_us) {
+    return !p->lazy && p->last != NULL && p->eighths_us < 8 * NETSRV__JOB_SHORT_US &&
+           now_us - p->taken_us < NETSRV__JOB_PATIENCE_US;
+}
+
 /* How many of `wanted` jobs may be posted now. Less than that: the worker is woken when there is
  * room again. Where each connection has its thread, nobody waits for another's. */
 static size_t netsrv__jobs_reserve(netsrv__pool *p, size_t wanted) {
@@ -10366,8 +10386,9 @@ static void netsrv__jobs_wake_workers(netsrv_server *srv) {
 }
 
 /* Posts a chain for which there is room, and gives back the room that is left: another worker may
- * have been refused it. */
-static void netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t left) {
+ * have been refused it. True if some of it may wait although a thread is idle. */
+static bool netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t left) {
+    const uint64_t now_us = first != NULL ? first->queued_us : 0;
     pthread_mutex_lock(&p->lock);
     while (first != NULL) {
         netsrv__item *next = first->next;
@@ -10380,12 +10401,16 @@ static void netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t lef
     }
     p->count -= left;
     const bool room = netsrv__jobs_has_room(p);
-    netsrv__hand *hand = netsrv__jobs_call_hand(p);
+    netsrv__hand *hand =
+        netsrv__jobs_taken_soon(p, now_us) ? NULL : netsrv__jobs_call_hand(p);
+    const bool alone = hand != NULL && p->head == p->tail;
+    const bool look = p->head != NULL && p->idle != NULL && !alone;
     pthread_mutex_unlock(&p->lock);
     netsrv__jobs_wake_hand(hand);
     if (room) {
         netsrv__jobs_wake_workers(p->srv);
     }
+    return look;
 }
 
 /* ---- on a handler thread ---- */
@@ -10480,6 +10505,8 @@ static void netsrv__jobs_run(netsrv__hand *hand, netsrv__job *job) {
     netsrv__out_release_spent(w);
     w->own.dirty = NULL;
     job->item.ended_us = netsrv__sys_now_us();
+    hand->now_us = job->item.ended_us;
+    hand->ran_us = job->item.ended_us - job->item.begun_us;
 }
 
 static void netsrv__jobs_free_hand(netsrv__hand *hand) {
@@ -10519,6 +10546,7 @@ static bool netsrv__jobs_idle(netsrv__pool *p, netsrv__hand *hand) {
     const uint64_t until_us = netsrv__sys_now_us() + (uint64_t)idle_ms * 1000u;
     hand->idle_next = p->idle;
     p->idle = hand;
+    p->last = p->last == hand ? NULL : p->last;
     hand->called = false;
     while (!hand->called) {
         if (!ends || p->threads == 1) {
@@ -10529,6 +10557,7 @@ static bool netsrv__jobs_idle(netsrv__pool *p, netsrv__hand *hand) {
         }
     }
     p->waking = false;
+    hand->now_us = netsrv__sys_now_us();
     return true;
 }
 
@@ -10542,7 +10571,11 @@ static netsrv__item *netsrv__jobs_take(netsrv__pool *p, netsrv__hand *hand) {
         item->hand = p->own ? hand : NULL;
     }
     hand->item = NULL;
-    p->count -= item != NULL ? 1 : 0;
+    if (item != NULL) {
+        p->count--;
+        p->last = hand;
+        p->taken_us = hand->now_us;
+    }
     return item;
 }
 
@@ -10582,6 +10615,21 @@ static bool netsrv__jobs_run_item(netsrv__hand *hand, netsrv__item *item) {
     return last;
 }
 
+/* Others are to come at once where jobs take long, or have waited for long. Under the lock. */
+static netsrv__hand *netsrv__jobs_call_other(netsrv__pool *p, const netsrv__hand *hand,
+                                             const netsrv__item *item) {
+    const bool waited = hand->now_us - item->queued_us >= NETSRV__JOB_PATIENCE_US;
+    return waited || p->lazy || p->eighths_us >= 8 * NETSRV__JOB_SHORT_US
+               ? netsrv__jobs_call_hand(p)
+               : NULL;
+}
+
+/* One that takes for ever does not count for more than a few short ones can outweigh. */
+static void netsrv__jobs_learn(netsrv__pool *p, uint64_t ran_us) {
+    p->eighths_us -= p->eighths_us / 8;
+    p->eighths_us += ran_us < NETSRV__JOB_LONG_US ? ran_us : NETSRV__JOB_LONG_US;
+}
+
 /* Takes and runs one item. Under the lock, which is given up meanwhile. */
 static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
     netsrv__item *item = netsrv__jobs_next(p, hand);
@@ -10589,7 +10637,7 @@ static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
         return false;
     }
     const bool room = netsrv__jobs_has_room(p);
-    netsrv__hand *other = netsrv__jobs_call_hand(p);
+    netsrv__hand *other = netsrv__jobs_call_other(p, hand, item);
     pthread_mutex_unlock(&p->lock);
     netsrv__jobs_wake_hand(other);
     if (room) {
@@ -10597,6 +10645,7 @@ static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
     }
     const bool last = netsrv__jobs_run_item(hand, item);
     pthread_mutex_lock(&p->lock);
+    netsrv__jobs_learn(p, hand->ran_us);
     hand->bound = hand->bound && !last;
     return true;
 }
@@ -10741,6 +10790,7 @@ static void netsrv__jobs_lend(netsrv__job *job, unsigned call) {
     }
     netsrv__conn_publish(c);
     job->item.next = NULL;
+    c->worker->own.lent_count++;
 }
 
 static netsrv__job *netsrv__jobs_take_ready(netsrv__worker *w) {
@@ -10798,9 +10848,21 @@ static void netsrv__jobs_post_all(netsrv__worker *w) {
         end = &job->item.next;
         room--;
     }
-    netsrv__jobs_append(w->pool, first, room);
+    const bool look = netsrv__jobs_append(w->pool, first, room);
+    w->own.look_ms = look ? netsrv__sys_now_ms() + 1 : w->own.look_ms;
     netsrv__jobs_grow_or_wait(w);
     netsrv__jobs_hold(w);
+}
+
+/* Jobs that have waited for a whole millisecond, behind one that takes long, get another thread. */
+static void netsrv__jobs_check_queue(netsrv__worker *w) {
+    netsrv__pool *p = w->pool;
+    pthread_mutex_lock(&p->lock);
+    netsrv__hand *hand = netsrv__jobs_call_hand(p);
+    const bool again = p->head != NULL && p->idle != NULL;
+    pthread_mutex_unlock(&p->lock);
+    netsrv__jobs_wake_hand(hand);
+    w->own.look_ms = again ? netsrv__sys_now_ms() + 1 : 0;
 }
 
 /* Once a turn. */
@@ -10809,6 +10871,9 @@ static void netsrv__jobs_post_ready(netsrv__worker *w) {
         netsrv__jobs_post_all(w);
     } else if (w->own.grow_ms != 0 && w->own.now_ms >= w->own.grow_ms) {
         netsrv__jobs_grow_or_wait(w);
+    }
+    if (w->own.look_ms != 0 && w->own.now_ms >= w->own.look_ms) {
+        netsrv__jobs_check_queue(w);
     }
 }
 
@@ -10907,6 +10972,7 @@ static void netsrv__jobs_count(netsrv__worker *w, const netsrv__item *item) {
 static void netsrv__jobs_finish(netsrv__worker *w, netsrv__job *job) {
     netsrv_conn *c = job->conn;
     job->lent = false;
+    w->own.look_ms = --w->own.lent_count == 0 ? 0 : w->own.look_ms;
     netsrv__jobs_count(w, &job->item);
     c->data = job->face.data;
     c->flags |= job->face.flags & NETSRV__CORKED;
@@ -11101,6 +11167,7 @@ static int netsrv__jobs_open(netsrv__pool *p) {
     p->closing = false;
     p->waking = false;
     p->held = false;
+    p->last = NULL;
     for (unsigned i = 0; i < threads && error == 0 && netsrv__jobs_claim(p); i++) {
         error = netsrv__jobs_add_hand(p);
     }
@@ -11440,6 +11507,9 @@ static int netsrv__worker_sleep_ms(netsrv__worker *w) {
     }
     if (w->own.grow_ms != 0 && w->own.grow_ms < at) {
         at = w->own.grow_ms;
+    }
+    if (w->own.look_ms != 0 && w->own.look_ms < at) {
+        at = w->own.look_ms;
     }
     const uint64_t stop = netsrv__worker_stop_deadline(w);
     return netsrv__worker_until(w, stop < at ? stop : at);

@@ -452,6 +452,79 @@ static void room_given_back(void) {
     netsrv_destroy(s);
 }
 
+/* While one thread takes short jobs, a job more is left to it; else an idle one is called. */
+static void called_when_needed(void) {
+    const netsrv_config cfg = job_config(NETSRV_BACKEND_AUTO, POOL, 2);
+    netsrv_server *s = NULL;
+    netsrv__hand busy = { .called = false };
+    netsrv__hand idle = { .called = false };
+    netsrv__item item = { .queued_us = 1000000 };
+    REQUIRE(netsrv_create(&s, &cfg, NULL) == NETSRV_OK);
+    netsrv__pool *p = s->pool;
+    REQUIRE(pthread_cond_init(&idle.wake, NULL) == 0);
+    for (int why = 0; why < 4; why++) {
+        p->head = NULL;
+        p->waking = false;
+        p->idle = &idle;
+        p->last = why == 1 ? NULL : &busy;                              /* nobody is at it */
+        p->taken_us = item.queued_us - (why == 2 ? 2000 : 10);          /* for too long */
+        p->eighths_us = why == 3 ? 8 * NETSRV__JOB_SHORT_US : 8 * 5; /* jobs are long */
+        idle.called = false;
+        p->count = 1;
+        item.next = NULL;
+        CHECK_EQ(netsrv__jobs_append(p, &item, 0), why == 0);
+        CHECK_EQ(idle.called, why != 0);
+    }
+    p->head = NULL;
+    p->idle = NULL;
+    p->last = NULL;
+    pthread_cond_destroy(&idle.wake);
+    netsrv_destroy(s);
+}
+
+static atomic_int loop_held;
+
+static void hold_loop(netsrv_server *s, unsigned worker, void *arg) {
+    (void)s;
+    (void)worker;
+    (void)arg;
+    atomic_store(&loop_held, 1);
+    WAIT_FOR(20000, atomic_load(&loop_held) == 2);
+}
+
+/* All in one batch, the long one in front, after many short ones: those behind it are served. */
+static void behind_a_long_one(netsrv_backend b) {
+    netsrv_config cfg = job_config(b, POOL, 3);
+    int fd[CROWD];
+    cfg.workers = 1;
+    cfg.on_data = gated_data;
+    gate_close();
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < CROWD; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], "short") && peer_gets(fd[i], "short"));
+    }
+    for (int round = 0; round < 3; round++) {
+        atomic_store(&loop_held, 0);
+        CHECK_EQ(netsrv_post(s, 0, hold_loop, NULL), NETSRV_OK);
+        CHECK_WITHIN(5000, atomic_load(&loop_held) == 1);
+        for (int i = 0; i < CROWD; i++) {
+            CHECK(peer_say(fd[i], i == 0 && round == 1 ? "w" : "x"));
+        }
+        atomic_store(&loop_held, 2);
+        for (int i = round == 0 ? 0 : 1; i < CROWD; i++) {
+            CHECK(peer_gets(fd[i], "x"));
+        }
+    }
+    CHECK_EQ(atomic_load(&gate_waiting), 1);
+    atomic_store(&gate_open, 1);
+    CHECK(peer_gets(fd[0], "wx"));
+    for (int i = 0; i < CROWD; i++) {
+        close(fd[i]);
+    }
+    rig_stop(s, 1000);
+}
+
 static atomic_ulong chatter;
 
 static void slow_line(netsrv_conn *c, const void *line, size_t n) {
@@ -840,6 +913,7 @@ static void cases(netsrv_backend b) {
     CASE("a full queue", full_queue(b));
     CASE("held is not idle", held_is_not_idle(b, false));
     CASE("held, then nothing to wait for", held_is_not_idle(b, true));
+    CASE("short ones behind a long one", behind_a_long_one(b));
     CASE("a chatty client shares", chatty_one_shares(b));
     CASE("threads of connections", own_threads(b));
     CASE("more connections than threads", more_than_threads(b, false));
@@ -850,6 +924,7 @@ static void cases(netsrv_backend b) {
 int main(int argc, char **argv) {
     check_begin(argc, argv);
     CASE("room that is given back", room_given_back());
+    CASE("a thread is called when it is needed", called_when_needed());
     rig_each_backend(cases);
     return check_end();
 }
