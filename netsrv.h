@@ -45,6 +45,7 @@
        [util]     lists, numbers, a keyed hash
        [sys]      one shim for each system call
        [net]      addresses as text, listening sockets, socket options, errno classes
+       [pulse]    which callback a thread is in, for others to see
        [slab]     the connections of one worker: slot + generation
        [out]      unsent bytes in chunks
        [timer]    deadlines on a hierarchical wheel
@@ -65,6 +66,7 @@
        [backend]  the backends of this build, best first
        [place]    which worker gets a connection
        [jobs]     callbacks on other threads: lending a connection and taking it back
+       [lookout]  the thread that notices a callback that does not return
        [worker]   the turn, the mail, the phases of leaving, the thread
        [server]   start, stop, join; undoing everything in reverse
        [defaults] default values, validation, choices
@@ -221,6 +223,21 @@
        netsrv_offload is for one piece of work in a handler that else runs on its worker: a lookup,
        a hash. It runs on a thread of its own kind, and `done` back on the worker; a connection that
        has ended gets nothing, nor does the next one in its place.
+
+       Which handler is it? With stuck_ms, a callback that takes longer is told to on_log (WARN)
+       while it still runs, and again when it returns, and counted in `stuck` of its worker:
+
+           worker 1: on_data of connection 4294967297 (127.0.0.1:5000) has been running for 1001 ms
+           worker 1: on_data of connection 4294967297 (127.0.0.1:5000) took 4000 ms
+
+       Everything that is called on a thread of the server is told of: also split, timers, posted
+       functions, watches, broadcasts with their filters, pick, release, the start and stop of
+       workers, and what runs on handler and offload threads, which are told by their number. A
+       thread of its own watches all others, so it works with one worker, and when all are stuck;
+       the first line comes from that thread, the second from the one that was stuck. It wakes up
+       once in stuck_ms, and a callback costs about a tenth of a microsecond more: off unless asked
+       for. It is never early, and late only by what it takes to wake a thread. New connections go
+       elsewhere in any case, after stall_ms.
 
        Which? Handlers that compute or answer from memory: on the workers. Some that call a slow
        database: handler_threads. Code written for one client, or libraries that want a thread of
@@ -797,6 +814,9 @@ typedef struct netsrv_config {
     netsrv_switch pin_workers; /* each worker on one CPU of those allowed (Linux); default no */
     uint32_t stall_ms;                /* a worker whose turn takes longer gets no new connections
                                          while others are free; default 250; NETSRV_OFF */
+    uint32_t stuck_ms;                /* a callback that takes longer is told to on_log while it
+                                         still runs, and counted; below 2^31; default NETSRV_OFF,
+                                         as it takes a thread that wakes up as often */
 
     /* Where callbacks of connections run. */
     unsigned handler_threads;         /* so many threads run them instead of the workers, which then
@@ -897,7 +917,7 @@ typedef struct netsrv_target {
 
 /* ---- numbers --------------------------------------------------------------------------------- */
 
-/* Counters of one worker or acceptor thread, or sums over all. Each is written by its own thread
+/* Counters of one worker or acceptor thread, or sums over all. Each is written by one thread
  * only and may be read by any at any time; a snapshot is not taken at one instant. */
 #define NETSRV_STATS(X)                                                                            \
     X(accepted, "connections that this thread accepted")                                           \
@@ -923,6 +943,7 @@ typedef struct netsrv_target {
     X(jobs_wait_us, "microseconds that they waited for a thread")                                  \
     X(jobs_run_us, "microseconds that they ran")                                                   \
     X(longest_job_us, "the longest of them in microseconds; in a sum the longest of all")          \
+    X(stuck, "callbacks that took longer than stuck_ms")                                           \
     X(longest_turn_us, "longest turn in microseconds; in a sum the longest of all")
 
 typedef struct netsrv_stats {
@@ -1578,6 +1599,7 @@ typedef struct netsrv__job netsrv__job;
 typedef struct netsrv__pool netsrv__pool;
 typedef struct netsrv__hand netsrv__hand;
 typedef struct netsrv__uring netsrv__uring;
+typedef struct netsrv__lookout netsrv__lookout;
 
 /* Counters are 64 bits wide where that needs no lock. */
 #if ATOMIC_LLONG_LOCK_FREE == 2
@@ -1891,7 +1913,8 @@ enum { /* netsrv_conn.flags */
     NETSRV__MOVING = 0x40000,   /* netsrv_move: to be detached, or being detached              */
     NETSRV__DETACHING = 0x80000, /* ... the backend has been told                              */
     NETSRV__ARRIVED = 0x100000, /* on_move is owed                                             */
-    NETSRV__MOVED = 0x200000    /* this is what it has left behind                             */
+    NETSRV__MOVED = 0x200000,   /* this is what it has left behind                             */
+    NETSRV__OBSERVED = 0x400000 /* its callbacks are noted: never on the fast path             */
 };
 /* What does not travel: it belongs to the old worker's lists, or to its backend. */
 #define NETSRV__LEFT_BEHIND                                                                        \
@@ -1901,7 +1924,7 @@ enum { /* netsrv_conn.flags */
 #define NETSRV__UNSETTLED                                                                          \
     (NETSRV__DIRTY | NETSRV__PAUSED | NETSRV__HIGH_MARK | NETSRV__BLOCKED | NETSRV__FIN_WANTED |   \
      NETSRV__FRESH | NETSRV__RESHOW | NETSRV__STOPPING | NETSRV__CORKED | NETSRV__MOVING |         \
-     NETSRV__ARRIVED)
+     NETSRV__ARRIVED | NETSRV__OBSERVED)
 
 struct netsrv_conn {
     netsrv__worker *worker;
@@ -2214,6 +2237,44 @@ typedef struct netsrv__place_ops {
     unsigned (*pick)(netsrv_server *srv, netsrv__worker *self, const netsrv__arrival *a);
 } netsrv__place_ops;
 
+/* ---- callbacks that take too long ---- */
+
+/* What a thread calls of the program's, as it is named in a report. */
+#define NETSRV__ACTS(X)                                                                            \
+    X(OPEN, "on_open") X(DATA, "on_data") X(FRAME, "on_frame") X(SPLIT, "split")                   \
+    X(DRAIN, "on_drain") X(EOF, "on_eof") X(MOVE, "on_move") X(CLOSE, "on_close")                  \
+    X(WORK, "work") X(DONE, "done") X(TIMER, "a timer") X(POST, "a posted function")               \
+    X(WATCH, "a watch") X(BROADCAST, "a broadcast") X(RELEASE, "release") X(PICK, "pick")          \
+    X(START, "on_worker_start") X(STOP, "on_worker_stop")
+
+typedef enum netsrv__act {
+#define NETSRV_X(name, text) NETSRV__ACT_##name,
+    NETSRV__ACTS(NETSRV_X)
+#undef NETSRV_X
+    NETSRV__ACT_COUNT
+} netsrv__act;
+
+typedef struct netsrv__scene {
+    netsrv_id id; /* of the connection, or 0; of a WATCH the descriptor */
+    netsrv__addr peer;
+    uint32_t begun_ms;
+    uint16_t act;
+    uint16_t worker;
+} netsrv__scene;
+#define NETSRV__SCENE_WORDS (sizeof(netsrv__scene) / sizeof(uint32_t))
+_Static_assert(sizeof(netsrv__scene) % sizeof(uint32_t) == 0, "it is copied by words");
+
+/* Which call a thread is in: written by that thread at both ends of the call, read by the lookout
+ * at any time. */
+typedef struct netsrv__pulse {
+    bool on;         /* set before the thread starts, as are the next two */
+    const char *who; /* "worker" ... */
+    unsigned number;
+    uint32_t beat;   /* of the last call; even */
+    _Atomic uint32_t state; /* beat of the call that runs, or 0; plus 1: it has been reported */
+    _Atomic uint32_t words[NETSRV__SCENE_WORDS]; /* a netsrv__scene */
+} netsrv__pulse;
+
 /* ---- threads ---- */
 
 enum { /* what a paused listener waits for */
@@ -2331,6 +2392,7 @@ struct netsrv__worker {
     char pad_before_count[NETSRV__CACHE_LINE];
     netsrv__counters count; /* written by this thread */
     netsrv__counter open_now;
+    netsrv__pulse pulse;
     char pad_after[NETSRV__CACHE_LINE];
 };
 
@@ -2358,6 +2420,7 @@ struct netsrv__pool {
     pthread_mutex_t lock; /* all below */
     netsrv__link all;
     unsigned threads;
+    unsigned numbered; /* of all that there ever were */
     unsigned starting; /* of them: created, and have not looked for a job yet */
     netsrv__hand *idle;  /* the last to become idle first: its memory is still in the cache */
     netsrv__hand *ended; /* to be joined */
@@ -2370,6 +2433,16 @@ struct netsrv__pool {
     bool waking;  /* one was called and does not run yet; it will call the next */
     bool held;    /* some worker waits for room */
     bool closing;
+};
+
+/* To others it is one of the server's threads, which serves nobody. */
+struct netsrv__lookout {
+    netsrv__worker self;
+    pthread_t thread;
+    pthread_cond_t wake;
+    pthread_mutex_t lock; /* all below, and the order of reports: none ends before it began */
+    bool running;
+    bool leaving;
 };
 
 /* A start in steps, each for all threads: nobody hands anything to a worker that is not open. */
@@ -2433,6 +2506,7 @@ struct netsrv_server {
     netsrv__limits limits;
     netsrv__pool *pool; /* NULL: the workers run the callbacks */
     netsrv__pool *offload;
+    netsrv__lookout *lookout; /* NULL without stuck_ms */
 
     char pad_before_shared[NETSRV__CACHE_LINE];
     _Atomic uint32_t live;       /* accepted and not released, all threads */
@@ -3832,6 +3906,121 @@ static netsrv__net_verdict netsrv__net_accept_verdict(int sys_errno) {
 }
 
 /* ========================================================================== *
+ *  [pulse] Which callback a thread is in, for others to see
+ *  uses:   log sys net
+ *  thread: begin, end = that of `w`; stuck, text = any
+ * ========================================================================== */
+
+/* Written without a lock: a call has a number, the state, that is given out after everything else
+ * is written, and taken back before any of it changes. Whoever reads in between and can then mark
+ * the same number as reported has read what belongs to it, and the end of the call will find the
+ * mark. A call inside another (a connection opens in a watch of the library's own) takes its
+ * place. */
+
+static const char *const netsrv__pulse_acts[] = {
+#define NETSRV_X(name, text) text,
+    NETSRV__ACTS(NETSRV_X)
+#undef NETSRV_X
+};
+
+NETSRV__COLD
+static void netsrv__pulse_note(netsrv__worker *w, netsrv__act act, netsrv_id id,
+                               const netsrv__addr *peer) {
+    netsrv__pulse *p = &w->pulse;
+    netsrv__scene scene;
+    uint32_t words[NETSRV__SCENE_WORDS];
+    memset(&scene, 0, sizeof scene);
+    scene.id = id;
+    if (peer != NULL) {
+        scene.peer = *peer;
+    }
+    scene.begun_ms = (uint32_t)netsrv__sys_now_ms();
+    scene.act = (uint16_t)act;
+    scene.worker = (uint16_t)w->index;
+    memcpy(words, &scene, sizeof words);
+    for (size_t i = 0; i < NETSRV__SCENE_WORDS; i++) {
+        atomic_store_explicit(&p->words[i], words[i], memory_order_relaxed);
+    }
+    p->beat = p->beat + 2 != 0 ? p->beat + 2 : 2;
+    atomic_store_explicit(&p->state, p->beat, memory_order_release);
+}
+
+/* Before a call of the program's. */
+static NETSRV__HOT void netsrv__pulse_begin(netsrv__worker *w, netsrv__act act, netsrv_id id,
+                                            const netsrv__addr *peer) {
+    if (!NETSRV__LIKELY(!w->pulse.on)) {
+        netsrv__pulse_note(w, act, id, peer);
+    }
+}
+
+static void netsrv__pulse_read(netsrv__pulse *p, netsrv__scene *scene) {
+    uint32_t words[NETSRV__SCENE_WORDS];
+    for (size_t i = 0; i < NETSRV__SCENE_WORDS; i++) {
+        words[i] = atomic_load_explicit(&p->words[i], memory_order_relaxed);
+    }
+    memcpy(scene, words, sizeof *scene);
+}
+
+/* "worker 1: on_data of connection 4294967297 (127.0.0.1:5000)" */
+static void netsrv__pulse_text(const netsrv__pulse *p, const netsrv__scene *scene, char *text,
+                               size_t n) {
+    char peer[NETSRV_ADDRESS_MAX];
+    char whose[NETSRV_ADDRESS_MAX + 64] = "";
+    const unsigned long long id = scene->id;
+    if (scene->act == NETSRV__ACT_WATCH) {
+        snprintf(whose, sizeof whose, " of descriptor %llu", id);
+    } else if (scene->peer.family != 0) {
+        snprintf(whose, sizeof whose, " of connection %llu (%s)", id,
+                 netsrv__net_text(&scene->peer, peer, sizeof peer));
+    } else if (id != 0) {
+        snprintf(whose, sizeof whose, " of connection %llu", id);
+    }
+    snprintf(text, n, "%s %u: %s%s", p->who, p->number, netsrv__pulse_acts[scene->act], whose);
+}
+
+/* Whether the call that runs has taken longer than `stuck_ms`, and nobody has said so: from then on
+ * the caller has to. Else *left is lowered to the time that it still has. */
+static bool netsrv__pulse_stuck(netsrv__pulse *p, uint32_t stuck_ms, netsrv__scene *scene,
+                                uint32_t *left) {
+    uint32_t state = atomic_load_explicit(&p->state, memory_order_acquire);
+    if (state == 0 || (state & 1u) != 0) {
+        return false;
+    }
+    netsrv__pulse_read(p, scene);
+    const uint32_t age = (uint32_t)netsrv__sys_now_ms() - scene->begun_ms;
+    if (age <= stuck_ms) { /* equal may be early by the rounding of the clock */
+        *left = *left < stuck_ms + 1 - age ? *left : stuck_ms + 1 - age;
+        return false;
+    }
+    return age <= INT32_MAX && atomic_compare_exchange_strong(&p->state, &state, state | 1u);
+}
+
+/* It was reported; the lock keeps the lines in order. */
+static void netsrv__pulse_report_end(netsrv__worker *w) {
+    netsrv__scene scene;
+    char text[2 * NETSRV_ADDRESS_MAX];
+    netsrv__pulse_read(&w->pulse, &scene);
+    const uint32_t took_ms = (uint32_t)netsrv__sys_now_ms() - scene.begun_ms;
+    netsrv__pulse_text(&w->pulse, &scene, text, sizeof text);
+    pthread_mutex_lock(&w->srv->lookout->lock);
+    netsrv__log_line(w->cfg, NETSRV_LOG_WARN, "%s took %lu ms", text, (unsigned long)took_ms);
+    pthread_mutex_unlock(&w->srv->lookout->lock);
+}
+
+NETSRV__COLD
+static void netsrv__pulse_over(netsrv__worker *w) {
+    if ((atomic_exchange(&w->pulse.state, 0) & 1u) != 0) {
+        netsrv__pulse_report_end(w);
+    }
+}
+
+static NETSRV__HOT void netsrv__pulse_end(netsrv__worker *w) {
+    if (!NETSRV__LIKELY(!w->pulse.on)) {
+        netsrv__pulse_over(w);
+    }
+}
+
+/* ========================================================================== *
  *  [slab] The connections of one worker: slot + generation, stale names are harmless
  *  uses:   mem
  *  thread: owner
@@ -3934,7 +4123,7 @@ static void netsrv__slab_discard(netsrv__slab *slab, const netsrv_config *cfg) {
 
 /* ========================================================================== *
  *  [out] Unsent bytes in chunks; what the server may hold in memory
- *  uses:   mem util
+ *  uses:   mem util pulse
  *  thread: owner; chunk_new and chunk_free any
  * ========================================================================== */
 
@@ -3996,8 +4185,8 @@ static void netsrv__out_chunk_free(netsrv_server *srv, netsrv__chunk *chunk) {
     netsrv__mem_free(&srv->cfg, chunk, bytes);
 }
 
-/* Tells the program of everything it has back; what that ends comes back in the next turn. */
-static void netsrv__out_release_spent(netsrv__worker *w) {
+NETSRV__COLD
+static void netsrv__out_release_all(netsrv__worker *w) {
     while (w->own.spent != NULL) {
         netsrv__chunk *chunk = w->own.spent;
         void (*release)(void *arg) = chunk->release;
@@ -4005,7 +4194,16 @@ static void netsrv__out_release_spent(netsrv__worker *w) {
         w->own.spent = chunk->next;
         chunk->release = NULL;
         netsrv__out_chunk_free(w->srv, chunk);
+        netsrv__pulse_begin(w, NETSRV__ACT_RELEASE, 0, NULL);
         release(arg);
+        netsrv__pulse_end(w);
+    }
+}
+
+/* Tells the program of everything it has back; what that ends comes back in the next turn. */
+static NETSRV__HOT void netsrv__out_release_spent(netsrv__worker *w) {
+    if (w->own.spent != NULL) {
+        netsrv__out_release_all(w);
     }
 }
 
@@ -4190,7 +4388,7 @@ static void netsrv__out_discard(netsrv_server *srv, netsrv__out *out) {
 
 /* ========================================================================== *
  *  [timer] Deadlines on a hierarchical wheel (Varghese and Lauck, 1987)
- *  uses:   sys util
+ *  uses:   sys util pulse
  *  thread: owner
  * ========================================================================== */
 
@@ -4370,7 +4568,9 @@ static void netsrv__timer_run(netsrv__worker *w) {
         if (t->period_ms != 0) {
             netsrv__timer_start(wheel, &t->at, netsrv__timer_again(t, w->own.now_ms));
         }
+        netsrv__pulse_begin(w, NETSRV__ACT_TIMER, 0, NULL);
         t->fn(w->srv, w->index, t);
+        netsrv__pulse_end(w);
     }
 }
 
@@ -4826,7 +5026,7 @@ static netsrv__frame_found netsrv__frame_next(const netsrv_config *cfg, const un
 
 /* ========================================================================== *
  *  [conn] The connection: states, input to the program, output to the backend
- *  uses:   mem util sys slab out timer mailbox frame
+ *  uses:   mem util sys pulse slab out timer mailbox frame
  *  thread: owner
  * ========================================================================== */
 
@@ -4855,6 +5055,11 @@ static netsrv_id netsrv__conn_id(const netsrv_conn *c) {
 
 static uint64_t netsrv__conn_token(const netsrv_conn *c) {
     return (uint64_t)c->gen << 32 | (uint64_t)c->slot << 3 | NETSRV__TOKEN_CONN;
+}
+
+/* Before one of its callbacks; netsrv__pulse_end comes after it. */
+static void netsrv__conn_note(netsrv__worker *w, const netsrv_conn *c, netsrv__act act) {
+    netsrv__pulse_begin(w, act, netsrv__conn_id(c), &c->peer);
 }
 
 /* NULL for a late event: the connection of that generation is gone. */
@@ -5511,7 +5716,9 @@ static void netsrv__conn_on_detached(netsrv__worker *w, netsrv_conn *c) {
     netsrv__conn_set_state(c, NETSRV__DEAD);
     netsrv__conn_forget_works(w, c);
     if (c->job == NULL && c->on->on_close != NULL) {
+        netsrv__conn_note(w, c, NETSRV__ACT_CLOSE);
         c->on->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
+        netsrv__pulse_end(w);
     }
     netsrv__out_discard(w->srv, &c->out);
     netsrv__conn_drop_input(w, c);
@@ -5596,6 +5803,16 @@ static void netsrv__conn_leave(netsrv__worker *w, netsrv_conn *c) {
     w->own.current = NULL;
 }
 
+/* A callback that is shown no input. */
+static void netsrv__conn_call(netsrv__worker *w, netsrv_conn *c, netsrv__act act,
+                              void (*fn)(netsrv_conn *c)) {
+    netsrv__conn_enter(w, c, NULL, 0);
+    netsrv__conn_note(w, c, act);
+    fn(c);
+    netsrv__pulse_end(w);
+    netsrv__conn_leave(w, c);
+}
+
 /* ---- input ---- */
 
 static bool netsrv__conn_wants_input(const netsrv_conn *c) {
@@ -5608,7 +5825,9 @@ static netsrv__frame_found netsrv__conn_split(netsrv__worker *w, netsrv_conn *c,
                                               const unsigned char *data, size_t n,
                                               netsrv__frame *f) {
     const size_t max = w->cfg->input_max_bytes;
+    netsrv__conn_note(w, c, NETSRV__ACT_SPLIT);
     const size_t length = w->cfg->split(c, data, n);
+    netsrv__pulse_end(w);
     memset(f, 0, sizeof *f);
     f->n = length;
     f->end = length;
@@ -5667,7 +5886,9 @@ static size_t netsrv__conn_show_frames(netsrv__worker *w, netsrv_conn *c,
                                                                 : NETSRV_CLOSE_LINE_TOO_LONG);
             break;
         }
+        netsrv__conn_note(w, c, NETSRV__ACT_FRAME);
         c->on->on_frame(c, data + at + f.begin, f.n);
+        netsrv__pulse_end(w);
         at += f.end;
         if (w->own.reply_bytes >= NETSRV__REPLY_FLUSH) {
             netsrv__conn_flush_reply(w, c);
@@ -5691,7 +5912,9 @@ static size_t netsrv__conn_show(netsrv__worker *w, netsrv_conn *c, const unsigne
     if (c->on->on_data == NULL) {
         used = netsrv__conn_show_frames(w, c, data, n, scanned);
     } else {
+        netsrv__conn_note(w, c, NETSRV__ACT_DATA);
         used = netsrv__util_min(c->on->on_data(c, data, n), n);
+        netsrv__pulse_end(w);
     }
     netsrv__conn_leave(w, c);
     return used;
@@ -5790,7 +6013,9 @@ static void netsrv__conn_show_last(netsrv__worker *w, netsrv_conn *c) {
         return;
     }
     netsrv__conn_enter(w, c, NULL, 0);
+    netsrv__conn_note(w, c, NETSRV__ACT_FRAME);
     c->on->on_frame(c, in->bytes + in->begin, n);
+    netsrv__pulse_end(w);
     netsrv__conn_leave(w, c);
 }
 
@@ -5803,9 +6028,7 @@ static void netsrv__conn_eof(netsrv__worker *w, netsrv_conn *c) {
     }
     netsrv__conn_drop_input(w, c);
     if (c->on->on_eof != NULL && c->state == NETSRV__HALF) {
-        netsrv__conn_enter(w, c, NULL, 0);
-        c->on->on_eof(c);
-        netsrv__conn_leave(w, c);
+        netsrv__conn_call(w, c, NETSRV__ACT_EOF, c->on->on_eof);
     }
     if (c->on->eof_policy == NETSRV_EOF_CLOSE) {
         netsrv__conn_close(w, c, NETSRV_CLOSE_PEER);
@@ -5828,9 +6051,7 @@ static void netsrv__conn_tell_move(netsrv__worker *w, netsrv_conn *c) {
     c->flags &= ~(uint32_t)NETSRV__ARRIVED;
     netsrv__conn_mark_dirty(w, c);
     if (c->on->on_move != NULL && c->state <= NETSRV__HALF) {
-        netsrv__conn_enter(w, c, NULL, 0);
-        c->on->on_move(c);
-        netsrv__conn_leave(w, c);
+        netsrv__conn_call(w, c, NETSRV__ACT_MOVE, c->on->on_move);
     }
 }
 
@@ -5842,9 +6063,7 @@ static void netsrv__conn_drained(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_owe(w, c, NETSRV__CALL_DRAIN);
         return;
     }
-    netsrv__conn_enter(w, c, NULL, 0);
-    c->on->on_drain(c);
-    netsrv__conn_leave(w, c);
+    netsrv__conn_call(w, c, NETSRV__ACT_DRAIN, c->on->on_drain);
 }
 
 static void netsrv__conn_reshow(netsrv__worker *w, netsrv_conn *c) {
@@ -6145,6 +6364,7 @@ static netsrv_conn *netsrv__conn_new(netsrv__worker *w, const netsrv_handlers *o
     }
     c->on = on;
     c->fd = -1;
+    c->flags = w->pulse.on ? (uint32_t)NETSRV__OBSERVED : 0u;
     c->reason = NETSRV_CLOSE_COUNT;
     c->idle_ms = w->cfg->idle_timeout_ms;
     atomic_store_explicit(&w->open_now, w->own.slab.live, memory_order_relaxed);
@@ -6159,9 +6379,7 @@ static void netsrv__conn_greet(netsrv__worker *w, netsrv_conn *c) {
         netsrv__conn_owe(w, c, NETSRV__CALL_OPEN);
         return;
     }
-    netsrv__conn_enter(w, c, NULL, 0);
-    c->on->on_open(c);
-    netsrv__conn_leave(w, c);
+    netsrv__conn_call(w, c, NETSRV__ACT_OPEN, c->on->on_open);
 }
 
 /* The program is told, and what it wants becomes so. */
@@ -6186,7 +6404,9 @@ static void netsrv__conn_strand(netsrv__worker *w, netsrv_conn *c) {
     c->flags |= NETSRV__RESET | NETSRV__DIRTY; /* on no list, and to be put on none */
     netsrv__conn_set_state(c, NETSRV__DEAD);
     if (c->on->on_close != NULL) {
+        netsrv__conn_note(w, c, NETSRV__ACT_CLOSE);
         c->on->on_close(c, NETSRV_CLOSE_NO_MEMORY, 0);
+        netsrv__pulse_end(w);
     }
     netsrv__out_discard(w->srv, &c->out);
     netsrv__conn_drop_input(w, c);
@@ -6246,7 +6466,7 @@ static netsrv_conn *netsrv__conn_dial(netsrv__worker *w, const netsrv_handlers *
     }
     c->listener = NETSRV_LISTEN_MAX;
     c->addr_slot = NETSRV__NO_SLOT;
-    c->flags = NETSRV__DIALED;
+    c->flags |= NETSRV__DIALED;
     netsrv__conn_set_state(c, NETSRV__DIALING);
     netsrv__conn_limit(c, timeout_ms);
     if (w->own.phase >= NETSRV__LEAVING) {
@@ -6267,7 +6487,7 @@ static void netsrv__conn_connected(netsrv__worker *w, netsrv_conn *c, int fd,
 
 /* ========================================================================== *
  *  [share] One buffer for many connections: references in their queues
- *  uses:   mem slab out mailbox conn
+ *  uses:   mem pulse slab out mailbox conn
  *  thread: buffer, post = any; the rest = owner
  * ========================================================================== */
 
@@ -6333,6 +6553,7 @@ static void netsrv__share_through(netsrv_server *srv, netsrv__broadcast *bc, uns
 
 static void netsrv__share_on_broadcast(netsrv__worker *w, netsrv__broadcast *bc) {
     const netsrv__slab *slab = &w->own.slab;
+    netsrv__pulse_begin(w, NETSRV__ACT_BROADCAST, 0, NULL);
     for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
         netsrv_conn *c = netsrv__slab_at(slab, slot);
         if (netsrv__conn_can_send(c) && (bc->filter == NULL || bc->filter(c, bc->arg))) {
@@ -6340,6 +6561,7 @@ static void netsrv__share_on_broadcast(netsrv__worker *w, netsrv__broadcast *bc)
         }
     }
     netsrv__share_through(w->srv, bc, 1);
+    netsrv__pulse_end(w);
 }
 
 /* A message to every worker; if it fails, `release` is left to the caller. */
@@ -6984,7 +7206,7 @@ static void netsrv__accept_on_message(netsrv__worker *w, const netsrv__arrival *
 
 /* ========================================================================== *
  *  [watch] The program's own descriptors on a worker's loop
- *  uses:   mem sys
+ *  uses:   mem sys pulse
  *  thread: owner
  * ========================================================================== */
 
@@ -7123,7 +7345,9 @@ static void netsrv__watch_on_event(netsrv__worker *w, uint64_t token, uint32_t m
         ready = x->wanted | NETSRV_HUNG_UP;
     }
     if (ready != 0) {
+        netsrv__pulse_begin(w, NETSRV__ACT_WATCH, (netsrv_id)x->told_fd, NULL);
         x->fn(w->srv, w->index, x->told_fd, ready, x->arg);
+        netsrv__pulse_end(w);
     }
 }
 
@@ -10162,7 +10386,7 @@ static const netsrv__io_ops *netsrv__backend_find(netsrv_backend backend) {
 
 /* ========================================================================== *
  *  [place] Which worker gets a connection
- *  uses:   util
+ *  uses:   util pulse
  *  thread: any accepting one
  * ========================================================================== */
 
@@ -10264,7 +10488,9 @@ static unsigned netsrv__place_custom(netsrv_server *srv, netsrv__worker *self,
     peer.port = a->peer.port;
     memcpy(peer.address, a->peer.ip, sizeof peer.address);
     peer.listener = a->listener;
+    netsrv__pulse_begin(self, NETSRV__ACT_PICK, 0, NULL);
     const unsigned i = srv->cfg.pick(srv, &peer, self->index);
+    netsrv__pulse_end(self);
     if (i < srv->cfg.workers) {
         return i;
     }
@@ -10291,7 +10517,7 @@ static const netsrv__place_ops *netsrv__place_find(netsrv_place place) {
 
 /* ========================================================================== *
  *  [jobs] Callbacks on other threads: lending a connection and taking it back
- *  uses:   log mem util sys out mailbox conn accept
+ *  uses:   log mem util sys pulse out mailbox conn accept
  *  thread: owner; run, hand = a handler thread; open, close = the program's
  * ========================================================================== */
 
@@ -10451,12 +10677,6 @@ static void netsrv__jobs_look(netsrv__worker *w, netsrv_conn *c) {
     }
 }
 
-static void netsrv__jobs_run_plain(netsrv__worker *w, netsrv_conn *c, void (*fn)(netsrv_conn *c)) {
-    netsrv__conn_enter(w, c, NULL, 0);
-    fn(c);
-    netsrv__conn_leave(w, c);
-}
-
 /* Input that is used up goes back as well: memory is given back on the thread that took it, which
  * an allocator likes best. */
 static void netsrv__jobs_show(netsrv__worker *w, netsrv_conn *c) {
@@ -10468,10 +10688,10 @@ static void netsrv__jobs_show(netsrv__worker *w, netsrv_conn *c) {
 static void netsrv__jobs_run_call(netsrv__worker *w, netsrv_conn *c, unsigned call) {
     switch (call) {
     case NETSRV__CALL_OPEN:
-        netsrv__jobs_run_plain(w, c, c->on->on_open);
+        netsrv__conn_call(w, c, NETSRV__ACT_OPEN, c->on->on_open);
         break;
     case NETSRV__CALL_DRAIN:
-        netsrv__jobs_run_plain(w, c, c->on->on_drain);
+        netsrv__conn_call(w, c, NETSRV__ACT_DRAIN, c->on->on_drain);
         break;
     case NETSRV__CALL_INPUT:
         netsrv__jobs_show(w, c);
@@ -10481,7 +10701,9 @@ static void netsrv__jobs_run_call(netsrv__worker *w, netsrv_conn *c, unsigned ca
         break;
     default:
         if (c->on->on_close != NULL) {
+            netsrv__conn_note(w, c, NETSRV__ACT_CLOSE);
             c->on->on_close(c, (netsrv_close_reason)c->reason, c->sys_errno);
+            netsrv__pulse_end(w);
         }
         break;
     }
@@ -10604,7 +10826,10 @@ static bool netsrv__jobs_run_item(netsrv__hand *hand, netsrv__item *item) {
     if (item->is_work) {
         netsrv__work *x = (netsrv__work *)(void *)item;
         if (!atomic_load_explicit(&x->skipped, memory_order_relaxed)) {
+            hand->self.index = item->owner->index;
+            netsrv__pulse_begin(&hand->self, NETSRV__ACT_WORK, x->id, NULL);
             x->work(x->arg);
+            netsrv__pulse_end(&hand->self);
         }
     } else {
         netsrv__job *job = (netsrv__job *)(void *)item;
@@ -10654,8 +10879,11 @@ static void *netsrv__jobs_hand_main(void *arg) {
     netsrv__hand *hand = arg;
     netsrv__pool *p = hand->pool;
     netsrv__hand *before = NULL;
+    char name[16];
     netsrv__self = &hand->self;
-    netsrv__sys_thread_name("netsrv-h");
+    snprintf(name, sizeof name, "netsrv-%c%u", p == p->srv->offload ? 'o' : 'h',
+             hand->self.pulse.number % 100000);
+    netsrv__sys_thread_name(name);
     pthread_mutex_lock(&p->lock);
     p->starting--;
     while (netsrv__jobs_step(p, hand)) {
@@ -10682,10 +10910,13 @@ static int netsrv__jobs_add_hand(netsrv__pool *p) {
         hand->self.srv = p->srv;
         hand->self.cfg = cfg;
         hand->self.io = &netsrv__jobs_io;
+        hand->self.pulse.on = cfg->stuck_ms != NETSRV_OFF;
+        hand->self.pulse.who = p == p->srv->offload ? "offload thread" : "handler thread";
         netsrv__sys_cond_init(&hand->wake);
     }
     pthread_mutex_lock(&p->lock);
     if (hand != NULL) {
+        hand->self.pulse.number = ++p->numbered;
         error = netsrv__sys_thread_create(&hand->thread, cfg->handler_stack_bytes,
                                           netsrv__jobs_hand_main, hand);
     }
@@ -11107,12 +11338,15 @@ static void netsrv__jobs_work_done(netsrv__worker *w, netsrv__work *x) {
     if (next != NULL) {
         netsrv__jobs_post_work(w->srv->offload, next);
     }
+    netsrv__pulse_begin(w, NETSRV__ACT_DONE, done.id, NULL);
     if (c == NULL || c->state > NETSRV__HALF) {
         done.done(NULL, done.arg, done.revoked ? NETSRV_CANCELLED : NETSRV_GONE);
+        netsrv__pulse_end(w);
         return;
     }
     netsrv__conn_enter(w, c, NULL, 0);
     done.done(c, done.arg, done.revoked ? NETSRV_CANCELLED : NETSRV_OK);
+    netsrv__pulse_end(w);
     netsrv__conn_leave(w, c);
     netsrv__conn_settle(w, c);
 }
@@ -11214,8 +11448,129 @@ static size_t netsrv__jobs_waiting(netsrv__pool *p) {
 }
 
 /* ========================================================================== *
+ *  [lookout] The thread that notices a callback that does not return
+ *  uses:   log mem sys pulse
+ *  thread: its own; create, open, close, destroy = the program's
+ * ========================================================================== */
+
+/* It sleeps until the oldest call that runs may be stuck, and as long as none can be: one that
+ * begins now, for stuck_ms. So it is never late, and a call costs no wake-up. */
+
+/* What was found, as text, since its thread may be gone when it is told. */
+typedef struct netsrv__finding {
+    netsrv__scene scene;
+    char text[2 * NETSRV_ADDRESS_MAX];
+} netsrv__finding;
+
+static bool netsrv__lookout_at(const netsrv_server *srv, netsrv__pulse *p, netsrv__finding *f,
+                               uint32_t *left_ms) {
+    if (!netsrv__pulse_stuck(p, srv->cfg.stuck_ms, &f->scene, left_ms)) {
+        return false;
+    }
+    netsrv__pulse_text(p, &f->scene, f->text, sizeof f->text);
+    return true;
+}
+
+static bool netsrv__lookout_in_pool(const netsrv_server *srv, netsrv__pool *p, netsrv__finding *f,
+                                    uint32_t *left_ms) {
+    bool found = false;
+    if (p == NULL) {
+        return false;
+    }
+    pthread_mutex_lock(&p->lock);
+    for (netsrv__link *node = p->all.next; node != &p->all && !found; node = node->next) {
+        netsrv__hand *hand = (netsrv__hand *)(void *)((char *)node - offsetof(netsrv__hand, link));
+        found = netsrv__lookout_at(srv, &hand->self.pulse, f, left_ms);
+    }
+    pthread_mutex_unlock(&p->lock);
+    return found;
+}
+
+/* The next that is stuck, and how long none can be otherwise. */
+static bool netsrv__lookout_find(netsrv_server *srv, netsrv__finding *f, uint32_t *left_ms) {
+    *left_ms = srv->cfg.stuck_ms + 1;
+    for (unsigned i = 0; i < srv->thread_count; i++) {
+        if (netsrv__lookout_at(srv, &srv->workers[i].pulse, f, left_ms)) {
+            return true;
+        }
+    }
+    return netsrv__lookout_in_pool(srv, srv->pool, f, left_ms) ||
+           netsrv__lookout_in_pool(srv, srv->offload, f, left_ms);
+}
+
+/* The counter is the worker's, and written here only. */
+static void netsrv__lookout_tell(netsrv_server *srv, const netsrv__finding *f) {
+    const uint32_t age_ms = (uint32_t)netsrv__sys_now_ms() - f->scene.begun_ms;
+    NETSRV__COUNT(&srv->workers[f->scene.worker], stuck, 1);
+    netsrv__log_line(&srv->cfg, NETSRV_LOG_WARN, "%s has been running for %lu ms", f->text,
+                     (unsigned long)age_ms);
+}
+
+static void *netsrv__lookout_main(void *arg) {
+    netsrv__lookout *l = arg;
+    netsrv__finding f;
+    netsrv__self = &l->self;
+    netsrv__sys_thread_name("netsrv-look");
+    pthread_mutex_lock(&l->lock);
+    while (!l->leaving) {
+        uint32_t left_ms;
+        if (netsrv__lookout_find(l->self.srv, &f, &left_ms)) {
+            netsrv__lookout_tell(l->self.srv, &f);
+            continue;
+        }
+        netsrv__sys_cond_wait(&l->wake, &l->lock, netsrv__sys_now_us() + left_ms * UINT64_C(1000));
+    }
+    pthread_mutex_unlock(&l->lock);
+    return NULL;
+}
+
+/* 0 or an errno. */
+static int netsrv__lookout_open(netsrv__lookout *l) {
+    l->leaving = false;
+    const int error = netsrv__sys_thread_create(&l->thread, 0, netsrv__lookout_main, l);
+    l->running = error == 0;
+    return error;
+}
+
+/* After all other threads: it sees how each ends. */
+static void netsrv__lookout_close(netsrv__lookout *l) {
+    if (l == NULL || !l->running) {
+        return;
+    }
+    pthread_mutex_lock(&l->lock);
+    l->leaving = true;
+    pthread_cond_signal(&l->wake);
+    pthread_mutex_unlock(&l->lock);
+    pthread_join(l->thread, NULL);
+    l->running = false;
+}
+
+static netsrv__lookout *netsrv__lookout_create(netsrv_server *srv) {
+    netsrv__lookout *l = netsrv__mem_zeroed(&srv->cfg, 1, sizeof *l);
+    if (l == NULL) {
+        return NULL;
+    }
+    if (pthread_mutex_init(&l->lock, NULL) != 0) {
+        netsrv__mem_free(&srv->cfg, l, sizeof *l);
+        return NULL;
+    }
+    netsrv__sys_cond_init(&l->wake);
+    l->self.srv = srv;
+    l->self.cfg = &srv->cfg;
+    return l;
+}
+
+static void netsrv__lookout_destroy(netsrv__lookout *l, const netsrv_config *cfg) {
+    if (l != NULL) {
+        pthread_cond_destroy(&l->wake);
+        pthread_mutex_destroy(&l->lock);
+        netsrv__mem_free(cfg, l, sizeof *l);
+    }
+}
+
+/* ========================================================================== *
  *  [worker] The turn, the mail, the phases of leaving, the thread
- *  uses:   log mem util sys net slab out timer mailbox conn share accept watch dial jobs
+ *  uses:   log mem util sys net pulse slab out timer mailbox conn share accept watch dial jobs
  *  thread: owner
  * ========================================================================== */
 
@@ -11271,7 +11626,9 @@ static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *ms
         netsrv__worker_receive(w, msg->as.traveller);
         break;
     case NETSRV__MSG_CALL:
+        netsrv__pulse_begin(w, NETSRV__ACT_POST, 0, NULL);
         msg->as.call.fn(w->srv, w->index, msg->as.call.arg);
+        netsrv__pulse_end(w);
         break;
     }
 }
@@ -11634,7 +11991,9 @@ static void netsrv__worker_dress(const netsrv__worker *w) {
 /* Serves until the stop. A listener that cannot be armed ends the start, and with it this loop. */
 static void netsrv__worker_serve(netsrv__worker *w) {
     if (w->serves && w->cfg->on_worker_start != NULL) {
+        netsrv__pulse_begin(w, NETSRV__ACT_START, 0, NULL);
         w->cfg->on_worker_start(w->srv, w->index);
+        netsrv__pulse_end(w);
     }
     netsrv__worker_report_ready(w, netsrv__worker_watch(w));
     while (netsrv__worker_turn(w)) {
@@ -11642,7 +12001,9 @@ static void netsrv__worker_serve(netsrv__worker *w) {
     netsrv__timer_clear(w);
     w->own.phase = NETSRV__FORCED; /* nothing is to be begun any more */
     if (w->serves && w->cfg->on_worker_stop != NULL) {
+        netsrv__pulse_begin(w, NETSRV__ACT_STOP, 0, NULL);
         w->cfg->on_worker_stop(w->srv, w->index);
+        netsrv__pulse_end(w);
     }
 }
 
@@ -11664,7 +12025,7 @@ static void *netsrv__worker_main(void *arg) {
 
 /* ========================================================================== *
  *  [server] Making and undoing everything that a server is; start, stop, join
- *  uses:   log mem util sys net mailbox jobs worker
+ *  uses:   log mem util sys net mailbox jobs lookout worker
  *  thread: the program's; stop = any, also a signal handler
  * ========================================================================== */
 
@@ -11780,6 +12141,9 @@ static netsrv_result netsrv__server_init_worker(netsrv_server *srv, unsigned i,
     w->serves = i < srv->cfg.workers;
     w->group = &srv->groups[w->serves ? i : srv->cfg.workers];
     w->pool = w->serves ? srv->pool : NULL;
+    w->pulse.on = srv->cfg.stuck_ms != NETSRV_OFF;
+    w->pulse.who = w->serves ? "worker" : "acceptor";
+    w->pulse.number = w->serves ? i : i - srv->cfg.workers;
     w->cpu = -1;
     if (w->serves && srv->cfg.pin_workers == NETSRV_ENABLE) {
         w->cpu = netsrv__sys_nth_cpu(i);
@@ -11799,10 +12163,12 @@ static netsrv_result netsrv__server_init_threads(netsrv_server *srv, netsrv_erro
     srv->thread_count = srv->cfg.workers + acceptors;
     srv->pool = srv->cfg.handler_threads != 0 ? netsrv__jobs_create(srv, false) : NULL;
     srv->offload = netsrv__jobs_create(srv, true);
+    srv->lookout = srv->cfg.stuck_ms != NETSRV_OFF ? netsrv__lookout_create(srv) : NULL;
     srv->groups = netsrv__mem_zeroed(&srv->cfg, srv->group_count, sizeof *srv->groups);
     srv->workers = netsrv__mem_zeroed(&srv->cfg, srv->thread_count, sizeof *srv->workers);
     if (srv->groups == NULL || srv->workers == NULL ||
-        (srv->cfg.handler_threads != 0 && srv->pool == NULL) || srv->offload == NULL) {
+        (srv->cfg.handler_threads != 0 && srv->pool == NULL) || srv->offload == NULL ||
+        (srv->cfg.stuck_ms != NETSRV_OFF && srv->lookout == NULL)) {
         return netsrv__log_error(error, NETSRV_NO_MEMORY, ENOMEM, "out of memory");
     }
     for (unsigned i = 0; i < srv->group_count && result == NETSRV_OK; i++) {
@@ -11844,6 +12210,7 @@ static void netsrv__server_free(netsrv_server *srv) {
     }
     netsrv__jobs_destroy(srv->pool, &cfg);
     netsrv__jobs_destroy(srv->offload, &cfg);
+    netsrv__lookout_destroy(srv->lookout, &cfg);
     netsrv__mem_free(&cfg, srv->workers, srv->thread_count * sizeof *srv->workers);
     netsrv__mem_free(&cfg, srv->groups, srv->group_count * sizeof *srv->groups);
     for (unsigned i = 0; i < srv->listener_count; i++) {
@@ -11931,6 +12298,7 @@ static void netsrv__server_join(netsrv_server *srv) {
         netsrv__jobs_close(srv->pool);
     }
     netsrv__jobs_close(srv->offload);
+    netsrv__lookout_close(srv->lookout);
     srv->started = false;
     for (unsigned i = 0; i < srv->group_count; i++) {
         netsrv__mailbox_wake_drain(&srv->groups[i].wake); /* later ones are for the next start */
@@ -11970,6 +12338,16 @@ static netsrv_result netsrv__server_create_hands(netsrv_server *srv, netsrv_erro
                              "cannot create %u handler threads: %s; ask for fewer, or for a "
                              "smaller handler_stack_bytes",
                              srv->cfg.handler_threads, strerror(failed));
+}
+
+static netsrv_result netsrv__server_create_lookout(netsrv_server *srv, netsrv_error *error) {
+    const int failed = srv->lookout != NULL ? netsrv__lookout_open(srv->lookout) : 0;
+    if (failed == 0) {
+        return NETSRV_OK;
+    }
+    netsrv__server_cancel(srv);
+    return netsrv__log_error(error, NETSRV_SYSTEM, failed,
+                             "cannot create the thread for stuck_ms: %s", strerror(failed));
 }
 
 static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_error *error) {
@@ -12056,7 +12434,8 @@ static netsrv_result netsrv__server_start(netsrv_server *srv, netsrv_error *erro
     if (result == NETSRV_OK) {
         netsrv__server_reset(srv);
         srv->started = true;
-        result = netsrv__server_create_hands(srv, error);
+        result = netsrv__server_create_lookout(srv, error);
+        result = result != NETSRV_OK ? result : netsrv__server_create_hands(srv, error);
         result = result != NETSRV_OK ? result : netsrv__server_create_threads(srv, error);
     }
     return result == NETSRV_OK ? netsrv__server_launch(srv, error) : result;
@@ -12161,6 +12540,7 @@ static void netsrv__defaults_fill(netsrv_config *c) {
     c->steer_by_cpu = c->steer_by_cpu != NETSRV_DEFAULT ? c->steer_by_cpu : NETSRV_DISABLE;
     c->pin_workers = c->pin_workers != NETSRV_DEFAULT ? c->pin_workers : NETSRV_DISABLE;
     c->stall_ms = netsrv__defaults_or(c->stall_ms, 250);
+    c->stuck_ms = netsrv__defaults_or(c->stuck_ms, NETSRV_OFF);
     if (c->place == NETSRV_PLACE_OWN_THREAD) {
         c->handler_threads = netsrv__defaults_or(c->handler_threads, 1000);
         c->max_conns = netsrv__defaults_or(c->max_conns, c->handler_threads);
@@ -12211,6 +12591,7 @@ static netsrv_result netsrv__defaults_check_numbers(const netsrv_config *c, nets
         {"workers", c->workers, NETSRV_WORKERS_MAX},
         {"acceptors", c->acceptors, NETSRV_ACCEPTORS_MAX},
         {"stall_ms", c->stall_ms, any},
+        {"stuck_ms", c->stuck_ms == NETSRV_OFF ? 0 : c->stuck_ms, INT32_MAX},
         {"handler_threads", c->handler_threads, NETSRV_HANDLERS_MAX},
         {"handler_stack_bytes", c->handler_stack_bytes, 1u << 30},
         {"jobs_max_count", c->jobs_max_count, 1u << 24},

@@ -72,6 +72,8 @@ static const option_row option_rows[] = {
      "each worker on a CPU of its own (Linux)"},
     {"stall", 0, "MS", NUMBER | OFF, ATC(stall_ms), 1, ANY, "threads",
      "a worker held up longer gets no clients; 250"},
+    {"stuck", 0, "MS", NUMBER | OFF, ATC(stuck_ms), 1, INT32_MAX, NULL, "threads",
+     "a handler that runs longer is told; default off"},
     {"handler-threads", 't', "N", NUMBER, ATC(handler_threads), 1, NETSRV_HANDLERS_MAX, NULL,
      "threads", "handlers run on N threads beside the workers"},
     {"handler-stack", 0, "BYTES", BYTES, ATC(handler_stack_bytes), 65536, 1 << 30, NULL, "threads",

@@ -3,7 +3,8 @@
  *     slow_handler pool 127.0.0.1:7000       callbacks run on a pool of threads
  *     slow_handler own 127.0.0.1:7000        each connection has a thread
  *     slow_handler offload 127.0.0.1:7000    one slow step leaves the worker, the rest stays
- *     slow_handler worker 127.0.0.1:7000     as it should not be: the handler blocks its worker
+ *     slow_handler worker 127.0.0.1:7000     as it should not be: the handler blocks its worker,
+ *                                            and the server says so after a second (stuck_ms)
  *
  * A line "slow" is answered after four seconds (or after SECONDS, the third argument), any other at
  * once. Try both at the same time, from two terminals:
@@ -75,6 +76,14 @@ static void offloading_line(netsrv_conn *c, const void *line, size_t n) {
     netsrv_send(c, "busy\n", 5);
 }
 
+/* On any thread: here on the one that watches over the others, and then on that which was slow. */
+static void print_log(void *user, netsrv_log_level level, const char *text) {
+    (void)user;
+    if (level <= NETSRV_LOG_WARN) {
+        fprintf(stderr, "%s\n", text);
+    }
+}
+
 int main(int argc, char **argv) {
     const char *way = argc > 1 ? argv[1] : "pool";
     netsrv_config cfg = {
@@ -82,6 +91,7 @@ int main(int argc, char **argv) {
         .framing = NETSRV_FRAMING_LINE,
         .on_frame = blocking_line,
         .workers = 1,
+        .on_log = print_log,
     };
     netsrv_error error;
     if (argc > 3) {
@@ -94,7 +104,9 @@ int main(int argc, char **argv) {
     } else if (strcmp(way, "offload") == 0) {
         cfg.on_frame = offloading_line;
         cfg.offload_threads = 16;
-    } else if (strcmp(way, "worker") != 0) {
+    } else if (strcmp(way, "worker") == 0) {
+        cfg.stuck_ms = 1000;
+    } else {
         errx(2, "usage: slow_handler pool|own|offload|worker [ADDRESS [SECONDS]]");
     }
     if (netsrv_run(&cfg, &error) != NETSRV_OK) {

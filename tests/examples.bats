@@ -229,6 +229,17 @@ through() {
     done
 }
 
+@test "slow_handler: on a worker, and the server says so" {
+    ADDR=unix:$(new_dir u)/sock
+    spawn "$BUILT/examples/slow_handler" worker "$ADDR" 2
+    until_true test -S "${ADDR#unix:}"
+    client -q "$ADDR" C 'Sslow\n' 'Rdone\n' F E
+    until_true grep -q '^worker 0: on_frame of connection .* took ' "$DIR/err"
+    grep -q '^worker 0: on_frame of connection .* has been running for ' "$DIR/err"
+    kill -TERM "$PID"
+    exit_code "$DIR"
+}
+
 @test "control_fifo: a line for the FIFO goes to every client; quit ends" {
     local fifo file
     fifo=$(new_dir fifo)/fifo

@@ -68,6 +68,20 @@ one_sleeps() {
     stop
 }
 
+@test "a handler that takes long is told, where it runs" {
+    local options where
+    for options in '' '-t 1' '-p own_thread'; do
+        where='worker 0'
+        [ -z "$options" ] || where='handler thread 1'
+        server line --commands -w 1 --stuck 100 $options
+        client -q "$ADDR" C 'S/sleep 300\nbye\n' 'Rok\nbye\n' F E
+        until_true grep -q "warning: $where: on_frame of connection .* took " "$DIR/err"
+        grep -q "warning: $where: on_frame of connection .* has been running for [0-9]* ms" "$DIR/err"
+        [ "$(stats stuck)" -ge 1 ]
+        stop
+    done
+}
+
 @test "what does not fit is refused by name" {
     local options
     for options in 'echo --offload-threads 2' 'line --offload-max 2' \

@@ -65,6 +65,7 @@ static void names(void) {
 
 static void check_number_defaults(const netsrv_config *d) {
     CHECK_EQ(d->stall_ms, 250);
+    CHECK_EQ(d->stuck_ms, NETSRV_OFF);
     CHECK_EQ(d->max_conns, 1000000);
     CHECK_EQ(d->max_conns_per_address, NETSRV_OFF);
     CHECK_EQ(d->max_accepts_per_second, NETSRV_OFF);
@@ -345,8 +346,9 @@ typedef struct number {
 #define NUMBER(field)                                                                              \
     { #field, offsetof(netsrv_config, field), sizeof(((netsrv_config *)0)->field) }
 static const number numbers[] = {
-    NUMBER(workers), NUMBER(acceptors), NUMBER(stall_ms), NUMBER(max_conns),
-    NUMBER(max_conns_per_address), NUMBER(max_accepts_per_second), NUMBER(input_max_bytes),
+    NUMBER(workers), NUMBER(acceptors), NUMBER(stall_ms), NUMBER(stuck_ms),
+    NUMBER(max_conns), NUMBER(max_conns_per_address), NUMBER(max_accepts_per_second),
+    NUMBER(input_max_bytes),
     NUMBER(high_mark_bytes), NUMBER(low_mark_bytes), NUMBER(queue_max_bytes),
     NUMBER(server_queue_max_bytes), NUMBER(mailbox_max_count), NUMBER(idle_timeout_ms),
     NUMBER(write_timeout_ms), NUMBER(flush_timeout_ms), NUMBER(linger_timeout_ms),
