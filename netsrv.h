@@ -403,7 +403,7 @@
        descriptor or no place under max_conns left. With reuseport and share_port the kernel
        goes on giving connections to this server until that moment; to restart without a loss,
        hand the same listening socket on ("fd:N", "systemd:name"): a socket that others hold is
-       neither drained nor shut down by a stop.
+       not shut down by a stop. Who waits in it then is served; who comes later is theirs.
 
 
    LIMITS, AND WHAT HAPPENS AT EACH
@@ -7169,13 +7169,14 @@ static void netsrv__accept_late(netsrv__worker *w, unsigned gate, int fd) {
 }
 #endif
 
-/* At a stop: every connection whose handshake is done is taken and served. Nobody else watches the
- * sockets any more. A socket that other processes hold is left to them. */
+/* At a stop: every connection whose handshake is done is taken and served. Nobody else here watches
+ * the sockets any more. Those that other processes hold, too: where a kernel wakes only one of
+ * those who wait, it may have been us, and the others would be woken for the next one only. */
 static void netsrv__accept_sweep(netsrv__worker *w) {
     netsrv_server *srv = w->srv;
     for (unsigned i = 0; i < srv->listener_count; i++) {
         const netsrv__listener *ln = &srv->listeners[i];
-        for (unsigned k = 0; k < ln->fd_count && ln->kind != NETSRV__LISTEN_ADOPTED; k++) {
+        for (unsigned k = 0; k < ln->fd_count; k++) {
             /* No more than can have been waiting, or an endless stream would hold up the stop. */
             uint64_t left = (uint64_t)srv->cfg.backlog_count + 64;
             netsrv__accept_end end = NETSRV__BATCH_LIMIT;

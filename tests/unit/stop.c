@@ -239,6 +239,89 @@ static void inherited_listener_lives_on(netsrv_backend b) {
     close(fd);
 }
 
+/* ---- a listener that is handed on ------------------------------------------------------------ */
+
+#define KNOCKERS 3
+
+static atomic_bool knocking;
+static atomic_ulong knocks_answered;
+static atomic_ulong knocks_lost;
+
+static size_t plain_echo(netsrv_conn *c, const void *data, size_t n) {
+    netsrv_send(c, data, n);
+    return n;
+}
+
+/* Whoever was himself held up for as long as a stopping server waits for a first byte proves
+ * nothing. */
+static void *knock(void *arg) {
+    const uint16_t port = *(const uint16_t *)arg;
+    while (atomic_load(&knocking)) {
+        const uint64_t began = check_now_ms();
+        const int fd = peer_connect_from(0, port, check_scaled(PEER_DEADLINE_MS));
+        const bool said = fd >= 0 && peer_say(fd, "knock");
+        const bool in_time = check_now_ms() - began < NETSRV__FRESH_MS - 100;
+        if (said && peer_gets(fd, "knock")) {
+            atomic_fetch_add(&knocks_answered, 1);
+        } else if (in_time) {
+            atomic_fetch_add(&knocks_lost, 1);
+        }
+        if (fd >= 0) {
+            peer_reset(fd);
+        }
+    }
+    return NULL;
+}
+
+static netsrv_server *take_over(const netsrv_config *cfg, netsrv_server *from) {
+    netsrv_server *s = NULL;
+    REQUIRE(netsrv_create(&s, cfg, NULL) == NETSRV_OK && netsrv_start(s, NULL) == NETSRV_OK);
+    const unsigned long answered = atomic_load(&knocks_answered);
+    CHECK_WITHIN(10000, atomic_load(&knocks_answered) >= answered + 10);
+    if (from != NULL) {
+        netsrv_stop(from, 20000);
+        CHECK_EQ(netsrv_wait_for(from, (uint32_t)check_scaled(20000)), NETSRV_OK);
+        CHECK_EQ(netsrv_destroy(from), NETSRV_OK);
+    }
+    return s;
+}
+
+/* A restart: the next server begins on the same listener, and the one before stops, under load. */
+static void handed_on(netsrv_backend b) {
+    static const netsrv_accept accepts[] = { NETSRV_ACCEPT_AUTO, NETSRV_ACCEPT_ACCEPTOR,
+                                             NETSRV_ACCEPT_SINGLE };
+    char text[16];
+    pthread_t t[KNOCKERS];
+    struct sockaddr_in a = peer_loopback(1, 0);
+    socklen_t len = sizeof a;
+    netsrv_server *s = NULL;
+    const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    REQUIRE(bind(fd, (const struct sockaddr *)&a, sizeof a) == 0 && listen(fd, 64) == 0);
+    getsockname(fd, (struct sockaddr *)&a, &len);
+    uint16_t port = ntohs(a.sin_port);
+    snprintf(text, sizeof text, "fd:%d", fd);
+    netsrv_config cfg = { .listen = { text }, .on_data = plain_echo, .alloc = check_alloc,
+                          .backend = b, .workers = 2 };
+    atomic_store(&knocking, true);
+    atomic_store(&knocks_lost, 0);
+    for (int i = 0; i < KNOCKERS; i++) {
+        REQUIRE(pthread_create(&t[i], NULL, knock, &port) == 0);
+    }
+    for (int life = 0; life < 9; life++) {
+        cfg.accept = accepts[life % 3];
+        s = take_over(&cfg, s);
+    }
+    atomic_store(&knocking, false);
+    for (int i = 0; i < KNOCKERS; i++) {
+        pthread_join(t[i], NULL);
+    }
+    CHECK_EQ(atomic_load(&knocks_lost), 0);
+    netsrv_stop(s, 1000);
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(20000)), NETSRV_OK);
+    CHECK_EQ(netsrv_destroy(s), NETSRV_OK);
+    close(fd);
+}
+
 /* ---- stop while the listener is paused ------------------------------------------------------- */
 
 static void stop_while_paused(netsrv_backend b) {
@@ -375,6 +458,7 @@ static void all(netsrv_backend b) {
     CASE("waiting clients are served", waiting_clients_each(b));
     CASE("nobody gets in afterwards", nobody_gets_in(b));
     CASE("an inherited listener lives on", inherited_listener_lives_on(b));
+    CASE("an inherited listener is handed on under load", handed_on(b));
     CASE("stop while the listener is paused", stop_while_paused(b));
     CASE("stop while the server is full", stop_while_full(b));
     CASE("cycles under load", cycles(b, 500));
