@@ -164,8 +164,8 @@
        you close in its own callback is closed after the callback, and on_close follows once.
 
        From any other thread use an id (netsrv_get_id): netsrv_send_to, netsrv_close_id,
-       netsrv_abort_id, netsrv_post, netsrv_post_all. An id that names a closed connection is
-       harmless for ever.
+       netsrv_abort_id, netsrv_resume_id, netsrv_post, netsrv_post_all. An id that names a closed
+       connection is harmless for ever.
 
        What a worker has of its own (a cache, a database connection) is made in on_worker_start,
        ended in on_worker_stop, and found through netsrv_get_worker_data: no lock, no thread-local
@@ -201,7 +201,8 @@
        With both, these differ from callbacks on the worker:
 
        - `c` belongs to the callback that was given it, and to no other thread in between: use it
-         inside only, everywhere else the id. netsrv_find knows it in its own callbacks only.
+         inside only, everywhere else the id. netsrv_find knows it in its own callbacks only, so a
+         pause that one of them has set is lifted from elsewhere by netsrv_resume_id.
        - What a callback sends and asks for is recorded and takes effect, in order, when it
          returns. One that replies in parts calls netsrv_flush between them; that also says
          whether the client is still there.
@@ -1105,7 +1106,8 @@ NETSRV_API void netsrv_uncork(netsrv_conn *c);
  * thread: owner   callback: yes */
 NETSRV_API netsrv_result netsrv_flush(netsrv_conn *c);
 
-/* Stops and resumes reading from the peer. Kept input is shown again after the resume.
+/* Stops and resumes reading from the peer. Kept input is shown again after the resume. From
+ * elsewhere: netsrv_resume_id.
  * thread: owner   callback: yes */
 NETSRV_API void netsrv_pause(netsrv_conn *c);
 NETSRV_API void netsrv_resume(netsrv_conn *c);
@@ -1251,6 +1253,12 @@ NETSRV_API netsrv_result netsrv_broadcast(netsrv_server *s, netsrv_buffer *b,
  * thread: any   callback: yes */
 NETSRV_API netsrv_result netsrv_close_id(netsrv_server *s, netsrv_id id);
 NETSRV_API netsrv_result netsrv_abort_id(netsrv_server *s, netsrv_id id);
+
+/* netsrv_resume by id, for whoever has what a paused connection waits for. One that a callback just
+ * pauses, on a handler thread, is resumed when that returns: so it may be called from the moment on
+ * at which the callback has told others what it waits for. Results as netsrv_send_to.
+ * thread: any   callback: yes */
+NETSRV_API netsrv_result netsrv_resume_id(netsrv_server *s, netsrv_id id);
 
 /* Runs fn(server, worker, arg) on a worker's thread. Never merged, never lost once OK was returned.
  * STOPPED before the start and after the end, and at the end of a stop.
@@ -2079,6 +2087,7 @@ struct netsrv__job {
     bool lent;               /* owner: posted and not back                              */
     bool listed;             /* owner: on the worker's list of those that want a thread */
     bool held;               /* owner: ... and there was no room for it                 */
+    bool resumed;            /* owner: while it was lent                                */
     uint8_t call;            /* the callback that runs */
     bool skipped;            /* ... or not, as the connection had ended */
     netsrv__out parts;       /* under the owner's mailbox lock: what netsrv_flush sent */
@@ -2096,13 +2105,14 @@ typedef enum netsrv__msg_kind {
     NETSRV__MSG_BROADCAST,
     NETSRV__MSG_CLOSE,
     NETSRV__MSG_ABORT,
+    NETSRV__MSG_RESUME,
     NETSRV__MSG_MOVE,
     NETSRV__MSG_CALL
 } netsrv__msg_kind;
 
 typedef struct netsrv__msg {
     netsrv__msg_kind kind;
-    netsrv_id id; /* SEND, CLOSE, ABORT */
+    netsrv_id id; /* SEND, SHARE, CLOSE, ABORT, RESUME */
     union {
         netsrv__arrival arrival;
         netsrv__chunk *chunk; /* SEND: owned by the message */
@@ -5160,6 +5170,18 @@ static void netsrv__conn_fail(netsrv__worker *w, netsrv_conn *c, int sys_errno) 
     }
     c->flags |= NETSRV__BROKEN;
     netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, sys_errno);
+}
+
+/* A callback that runs on another thread may be about to pause it for what is there already: it is
+ * resumed when that is back. */
+static void netsrv__conn_resume(netsrv__worker *w, netsrv_conn *c) {
+    if (netsrv__conn_lent(c)) {
+        c->job->resumed = true;
+    } else if ((c->flags & NETSRV__PAUSED) != 0) {
+        c->flags &= ~(uint32_t)NETSRV__PAUSED;
+        c->flags |= NETSRV__RESHOW;
+        netsrv__conn_mark_dirty(w, c);
+    }
 }
 
 /* The orderly end: flush, FIN, linger. */
@@ -11010,6 +11032,7 @@ static void netsrv__jobs_lend(netsrv__job *job, unsigned call) {
     job->call = (uint8_t)call;
     job->lent = true;
     job->held = false;
+    job->resumed = false;
     *face = *c;
     face->job = NULL;
     face->flags = c->flags & (uint32_t)NETSRV__FACE_FLAGS;
@@ -11181,6 +11204,9 @@ static void netsrv__jobs_apply(netsrv__worker *w, netsrv_conn *c, const netsrv__
     c->flags &= ~(uint32_t)(NETSRV__PAUSED | NETSRV__CORKED);
     c->flags |= face->flags & (NETSRV__PAUSED | NETSRV__CORKED | NETSRV__HIGH_MARK |
                                NETSRV__FIN_WANTED | NETSRV__RESHOW);
+    if (job->resumed) {
+        netsrv__conn_resume(w, c);
+    }
     if (job->call == NETSRV__CALL_EOF && !job->skipped && c->state == NETSRV__OPEN) {
         netsrv__conn_set_state(c, NETSRV__HALF);
     }
@@ -11621,6 +11647,11 @@ static void netsrv__worker_read_message(netsrv__worker *w, const netsrv__msg *ms
     case NETSRV__MSG_ABORT:
         if (c != NULL) {
             netsrv__conn_reset(w, c, NETSRV_CLOSE_ABORT);
+        }
+        break;
+    case NETSRV__MSG_RESUME:
+        if (c != NULL) {
+            netsrv__conn_resume(w, c);
         }
         break;
     case NETSRV__MSG_MOVE:
@@ -13344,11 +13375,7 @@ NETSRV_API void netsrv_pause(netsrv_conn *c) {
 
 NETSRV_API void netsrv_resume(netsrv_conn *c) {
     NETSRV__ASSERT_OWNER(c->worker);
-    if ((c->flags & NETSRV__PAUSED) != 0) {
-        c->flags &= ~(uint32_t)NETSRV__PAUSED;
-        c->flags |= NETSRV__RESHOW;
-        netsrv__conn_mark_dirty(c->worker, c);
-    }
+    netsrv__conn_resume(c->worker, c);
 }
 
 NETSRV_API void netsrv_shutdown(netsrv_conn *c) {
@@ -13602,7 +13629,7 @@ NETSRV_API netsrv_result netsrv_broadcast(netsrv_server *s, netsrv_buffer *b,
     return netsrv__public_give_back(result, result == NETSRV_OK, release, arg);
 }
 
-static netsrv_result netsrv__public_end(netsrv_server *s, netsrv_id id, netsrv__msg_kind kind) {
+static netsrv_result netsrv__public_tell(netsrv_server *s, netsrv_id id, netsrv__msg_kind kind) {
     netsrv__worker *w = netsrv__server_worker_of(s, id);
     netsrv_conn *c = netsrv__public_mine(s, id);
     if (c == NULL && (w == NULL || netsrv__self != w)) {
@@ -13612,20 +13639,30 @@ static netsrv_result netsrv__public_end(netsrv_server *s, netsrv_id id, netsrv__
     if (c == NULL || c->state >= NETSRV__CLOSING) {
         return NETSRV_GONE;
     }
-    if (kind == NETSRV__MSG_CLOSE) {
+    switch (kind) {
+    case NETSRV__MSG_CLOSE:
         netsrv_close(c);
-    } else {
+        break;
+    case NETSRV__MSG_ABORT:
         netsrv_abort(c);
+        break;
+    default:
+        netsrv_resume(c);
+        break;
     }
     return NETSRV_OK;
 }
 
 NETSRV_API netsrv_result netsrv_close_id(netsrv_server *s, netsrv_id id) {
-    return netsrv__public_end(s, id, NETSRV__MSG_CLOSE);
+    return netsrv__public_tell(s, id, NETSRV__MSG_CLOSE);
 }
 
 NETSRV_API netsrv_result netsrv_abort_id(netsrv_server *s, netsrv_id id) {
-    return netsrv__public_end(s, id, NETSRV__MSG_ABORT);
+    return netsrv__public_tell(s, id, NETSRV__MSG_ABORT);
+}
+
+NETSRV_API netsrv_result netsrv_resume_id(netsrv_server *s, netsrv_id id) {
+    return netsrv__public_tell(s, id, NETSRV__MSG_RESUME);
 }
 
 NETSRV_API netsrv_result netsrv_post(netsrv_server *s, unsigned worker,

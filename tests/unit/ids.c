@@ -36,6 +36,7 @@ static void *try_stale(void *arg) {
         const int what = (int)(i % 16);
         const netsrv_result result = what == 0   ? netsrv_close_id(s, id)
                                      : what == 1 ? netsrv_abort_id(s, id)
+                                     : what == 3 ? netsrv_resume_id(s, id)
                                                  : netsrv_send_to(s, id, "to the dead", 11);
         if (!harmless(result) || (what == 2 && netsrv_find(s, id) != NULL)) {
             CHECK_EQ(result, NETSRV_GONE);
@@ -337,6 +338,48 @@ static void abort_from_afar(netsrv_backend b) {
     rig_stop(s, 0);
 }
 
+static size_t pause_after(netsrv_conn *c, const void *data, size_t n) {
+    (void)n;
+    netsrv_send(c, data, 1);
+    netsrv_pause(c);
+    return 1;
+}
+
+static void find_and_resume(netsrv_server *s, unsigned worker, void *arg) {
+    netsrv_conn *c = netsrv_find(s, *(const netsrv_id *)arg);
+    (void)worker;
+    if (CHECK(c != NULL)) {
+        netsrv_resume(c);
+    }
+}
+
+static void resume_by_id(netsrv_server *s, unsigned worker, void *arg) {
+    (void)worker;
+    CHECK_EQ(netsrv_resume_id(s, *(const netsrv_id *)arg), NETSRV_OK);
+}
+
+/* Each resume shows one byte more: from another thread, and on the owner's in both ways. */
+static void resumed(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 1);
+    cfg.on_open = publish_id;
+    cfg.on_data = pause_after;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "abcd") && peer_gets(fd, "a"));
+    rig_poke(s);
+    netsrv_id id = atomic_load(&live_id[0]);
+    CHECK(peer_silent(fd, 20));
+    CHECK_EQ(netsrv_resume_id(s, id), NETSRV_OK);
+    CHECK(peer_gets(fd, "b"));
+    CHECK_EQ(netsrv_post(s, 0, find_and_resume, &id), NETSRV_OK);
+    CHECK(peer_gets(fd, "c"));
+    CHECK_EQ(netsrv_post(s, 0, resume_by_id, &id), NETSRV_OK);
+    CHECK(peer_gets(fd, "d"));
+    rig_poke(s);
+    close(fd);
+    rig_stop(s, 0);
+}
+
 static void all(netsrv_backend b) {
     CASE("a million stale ids", stale_ids(b));
     CASE("ids never repeat", ids_never_repeat(b));
@@ -345,6 +388,7 @@ static void all(netsrv_backend b) {
     CASE("churn", churn(b));
     CASE("by id on the owner's thread", on_the_owner(b));
     CASE("abort from afar", abort_from_afar(b));
+    CASE("resumed", resumed(b));
 }
 
 int main(int argc, char **argv) {

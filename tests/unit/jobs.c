@@ -722,7 +722,8 @@ static void wake_up(netsrv_server *s, unsigned worker, void *arg) {
     CHECK(netsrv_find(s, *id) == NULL);
 }
 
-/* A pause holds from within, input that came meanwhile is kept, and the end of the peer as well. */
+/* A pause holds from within, input that came meanwhile is kept, and the end of the peer as well,
+ * until it is lifted by id. */
 static void pause_and_the_end(netsrv_backend b, where at) {
     netsrv_config cfg = job_config(b, at, 1);
     netsrv_id id = (netsrv_id)1 << 32;
@@ -739,8 +740,107 @@ static void pause_and_the_end(netsrv_backend b, where at) {
     rig_poke(s);
     CHECK_EQ(rig_closes(), 0);
     CHECK_EQ(atomic_load(&rig_seen.eofs), 0);
+    CHECK_EQ(netsrv_resume_id(s, id), NETSRV_OK);
+    CHECK(peer_gets(fd, "bcdef"));
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    close(fd);
+    CHECK_WITHIN(5000, rig_closes() == 1);
+    CHECK_EQ(atomic_load(&rig_seen.eofs), 1);
+    CHECK(netsrv_resume_id(s, id) == NETSRV_OK && netsrv_resume_id(s, 0) == NETSRV_GONE);
+    rig_stop(s, 0);
+}
+
+/* Whoever is told by a callback what it waits for may have it before the callback returns. */
+static size_t pause_and_wait(netsrv_conn *c, const void *data, size_t n) {
+    if (memchr(data, 'p', n) == NULL) {
+        return rig_on_data(c, data, n);
+    }
+    netsrv_pause(c);
+    if (memchr(data, 'i', n) != NULL) { /* what was asked for from within comes first */
+        CHECK_EQ(netsrv_resume_id(netsrv_get_server(c), netsrv_get_id(c)), NETSRV_OK);
+        netsrv_pause(c);
+    }
+    gate_pass();
+    return n;
+}
+
+static void resumed_before_it_pauses(netsrv_backend b, where at) {
+    netsrv_config cfg = job_config(b, at, 1);
+    const netsrv_id id = (netsrv_id)1 << 32;
+    cfg.on_data = pause_and_wait;
+    cfg.workers = 1;
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    for (int round = 0; round < 3; round++) {
+        gate_close();
+        CHECK(peer_say(fd, round == 1 ? "pi" : "p"));
+        CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+        CHECK(peer_say(fd, "more"));
+        CHECK_EQ(netsrv_resume_id(s, id), NETSRV_OK);
+        rig_poke(s);
+        atomic_store(&gate_open, 1);
+        CHECK(peer_gets(fd, "more"));
+    }
+    gate_close();
+    CHECK(peer_say(fd, "p"));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+    atomic_store(&gate_open, 1);
+    CHECK(peer_say(fd, "more") && peer_silent(fd, 30));
     close(fd);
     rig_stop(s, 0);
+}
+
+/* ---- send, then abort ------------------------------------------------------------------------ */
+
+static size_t send_and_abort(netsrv_conn *c, const void *data, size_t n) {
+    static char bytes[100000];
+    static const size_t sizes[] = { 1, 500, 2000, 20000, 70000, 100000 };
+    const char how = *(const char *)data;
+    memset(bytes, 'x', sizeof bytes);
+    const size_t k = sizes[(unsigned char)how % 6];
+    if (how < 'g') {
+        netsrv_send(c, bytes, k);
+    } else if (how < 'm') {
+        netsrv_send_owned(c, bytes, k, NULL, NULL);
+    } else if (how < 's') {
+        netsrv_send(c, bytes, k / 2);
+        netsrv_send_owned(c, bytes, k / 2, NULL, NULL);
+        netsrv_send(c, bytes, 1);
+    } else {
+        netsrv_buffer *b = netsrv_buffer_create(netsrv_get_server(c), bytes, k);
+        netsrv_send(c, data, n);
+        netsrv_send_buffer(c, b);
+        netsrv_buffer_release(b);
+    }
+    if (n == 2) {
+        netsrv_close(c);
+    }
+    netsrv_abort(c);
+    return n;
+}
+
+/* What one callback sends and then aborts is never sent, wherever the callback runs. */
+static void sent_and_aborted(netsrv_backend b, int threads, netsrv_place place) {
+    netsrv_config cfg = rig_config(b, 1);
+    char bin[100];
+    cfg.on_data = send_and_abort;
+    cfg.handler_threads = (unsigned)threads;
+    cfg.place = place;
+    netsrv_server *s = rig_start(&cfg);
+    for (char how = 'a'; how <= 'x'; how++) {
+        for (size_t n = 1; n <= 2; n++) {
+            const char out[2] = { how, how };
+            int end = 0;
+            const int fd = peer_connect(netsrv_get_port(s, 0));
+            CHECK(peer_send(fd, out, n));
+            CHECK_EQ(peer_recv_end(fd, bin, sizeof bin, &end), 0);
+            CHECK_EQ(end, ECONNRESET);
+            close(fd);
+        }
+    }
+    CHECK_WITHIN(5000, rig_closes() == 48);
+    CHECK_EQ(rig_total(s).bytes_out, 0);
+    rig_stop(s, 1000);
 }
 
 static void last_line(netsrv_conn *c, const void *line, size_t n) {
@@ -907,9 +1007,13 @@ static void cases(netsrv_backend b) {
         CASE(label("buffers in order", at), buffers_in_order(b, at));
         CASE(label("back-pressure", at), back_pressure(b, at));
         CASE(label("paused from within", at), pause_and_the_end(b, at));
+        CASE(label("resumed before it pauses", at), resumed_before_it_pauses(b, at));
         CASE(label("lines and the end", at), lines_and_the_end(b, at));
         CASE(label("threads that cannot be created", at), no_threads(b, at));
     }
+    CASE("sent and aborted, on a worker", sent_and_aborted(b, 0, NETSRV_PLACE_AUTO));
+    CASE("sent and aborted, pool", sent_and_aborted(b, 2, NETSRV_PLACE_AUTO));
+    CASE("sent and aborted, own threads", sent_and_aborted(b, 9, NETSRV_PLACE_OWN_THREAD));
     CASE("a full queue", full_queue(b));
     CASE("held is not idle", held_is_not_idle(b, false));
     CASE("held, then nothing to wait for", held_is_not_idle(b, true));
