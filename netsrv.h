@@ -473,7 +473,7 @@
        Every fallible system call and every allocation passes a macro that is nothing by default:
 
        NETSRV_SEAM_FAULT(name)             0, or an errno with which the call "name" shall fail
-       NETSRV_SEAM_CLIP(name, n)           a length for "recv" or "send", 1 to n
+       NETSRV_SEAM_CLIP(name, n)           a length for "recv" or "send", 1 to n; a "ring"'s size
        NETSRV_SEAM_EVENTS(events, n, size) may permute, repeat or drop events; the new count (not
                                            with io_uring, whose completions are no hints)
        NETSRV_SEAM_CLOCK_MS(real)          the monotonic clock that timeouts see
@@ -10167,7 +10167,9 @@ static int netsrv__uring_open(netsrv__worker *w) {
     u->ring.fd = -1;
     u->recv_limit = w->cfg->bytes_per_turn;
     u->last_conn = UINT64_MAX;
-    int error = netsrv__ring_open(&u->ring, NETSRV__URING_ENTRIES, NETSRV__URING_COMPLETIONS);
+    const size_t entries = NETSRV_SEAM_CLIP("ring", NETSRV__URING_ENTRIES);
+    const size_t completions = NETSRV_SEAM_CLIP("ring", NETSRV__URING_COMPLETIONS);
+    int error = netsrv__ring_open(&u->ring, (unsigned)entries, (unsigned)completions);
     if (error == 0 && w->serves) {
         error = netsrv__uring_open_pieces(w, u);
         error = error != 0 ? error : netsrv__uring_open_pool(w, u);
@@ -10207,10 +10209,22 @@ static void netsrv__uring_end_requests(netsrv__uring *u) {
     }
 }
 
+/* Every buffer, and every place for a reply, is back. */
+static void netsrv__uring_assert_returned(const netsrv__uring *u) {
+    NETSRV_ASSERT(u->parked == NULL && u->stages[0].refs == 0 && u->stages[1].refs == 0);
+    for (uint32_t i = 0; u->registered && i < u->buf_count; i++) {
+        NETSRV_ASSERT(u->bufs[i].refs == 0 && !u->bufs[i].ours);
+    }
+    (void)u;
+}
+
 static void netsrv__uring_close(netsrv__worker *w) {
     netsrv__uring *u = w->own.uring;
     if (u == NULL) {
         return;
+    }
+    if (!u->abandoned) {
+        netsrv__uring_assert_returned(u);
     }
     netsrv__uring_end_requests(u);
     for (unsigned gate = 0; gate < NETSRV_LISTEN_MAX; gate++) {

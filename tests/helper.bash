@@ -344,9 +344,11 @@ arrangements() {
     done
 }
 
-# quick_arrangements: of the acceptor's many, every place and transfer once, triggers in turn.
+# quick_arrangements: of the acceptor's many, every place and transfer once, triggers in turn. On
+# io_uring, shared is the same as exclusive.
 quick_arrangements() {
     arrangements "$@" | awk '
+        /-b io_uring -a shared -p [^o]/ { next }
         !/-a acceptor/ { print; next }
         /-b (poll|io_uring)/ { print; next }
         { key = $0; sub(/--trigger.*/, "", key)

@@ -189,7 +189,7 @@ commands() {
     strace -o /dev/null true 2>/dev/null || skip "strace may not trace here"
     [ -z "$VARIANT" ] || skip "not with a sanitizer, which has threads of its own"
     local b tracer
-    for b in epoll poll; do
+    for b in $(backends | grep -v kqueue); do
         server echo -b $b -w 4
         hold 20 -- C Shello Rhello U F E
         quiet "$PID"

@@ -51,6 +51,7 @@ static struct {
     atomic_ulong send_clip;
     atomic_bool clip_exactly; /* always that many instead of a random number up to it */
     atomic_ulong recv_first; /* clips the next recv alone, then is 0 */
+    atomic_ulong ring_size;  /* entries of a ring, of both its halves; 0: as the library has it */
 
     atomic_bool permute;
     atomic_bool repeat;
@@ -59,6 +60,8 @@ static struct {
     atomic_ulong points;
     atomic_ulong seed;
     atomic_ulong draws;
+
+    atomic_ulong wire; /* the order that a socket makes, where a sanitizer sees no call on it */
 } seam;
 
 #define SEAM_GET(field) atomic_load_explicit(&seam.field, memory_order_relaxed)
@@ -133,9 +136,28 @@ static inline int seam_planned(const char *name, unsigned long overall, unsigned
     return left != 0 ? seam_fire(name) : 0;
 }
 
+/* What was done before bytes left one end was done before they came to the other: ThreadSanitizer
+ * knows that of recv and send, but not of completions. */
+static inline void seam_cross_wire(void) {
+    atomic_fetch_add_explicit(&seam.wire, 1, memory_order_acq_rel);
+}
+
+static inline bool seam_is_wire(const char *name) {
+    static const char *const names[] = { "recv", "send", "accept4", "shutdown", "close" };
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
+        if (strcmp(name, names[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static inline int seam_fault(const char *name) {
     const unsigned long nth = SEAM_ADD(counts[seam_index(name)], 1) + 1;
     const unsigned long overall = SEAM_ADD(total, 1) + 1;
+    if (seam_is_wire(name)) {
+        seam_cross_wire();
+    }
     const seam_decider decide = SEAM_GET(decider);
     return decide != NULL ? decide(name, nth) : seam_planned(name, overall, nth);
 }
@@ -151,6 +173,9 @@ static inline size_t seam_shorter(size_t n, unsigned long most) {
 }
 
 static inline size_t seam_clip(const char *name, size_t n) {
+    if (strcmp(name, "ring") == 0) {
+        return SEAM_GET(ring_size) != 0 ? SEAM_GET(ring_size) : n;
+    }
     if (name[0] == 's') {
         return seam_shorter(n, SEAM_GET(send_clip));
     }
@@ -230,6 +255,7 @@ static inline void seam_reset(uint64_t seed) {
     SEAM_SET(send_clip, 0);
     SEAM_SET(clip_exactly, false);
     SEAM_SET(recv_first, 0);
+    SEAM_SET(ring_size, 0);
     SEAM_SET(permute, false);
     SEAM_SET(repeat, false);
     SEAM_SET(clock_ms, 0);

@@ -18,7 +18,13 @@
 
 #define PEER_DEADLINE_MS 10000
 
-/* ---- rest ------------------------------------------------------------------------------------ */
+/* ---- order and rest -------------------------------------------------------------------------- */
+
+static inline void rig_cross_wire(void) {
+#ifdef SEAM_H
+    seam_cross_wire();
+#endif
+}
 
 #ifdef SEAM_H
 /* The process comes to rest: what is still being done may be finished first, a spin never is. Calls
@@ -258,6 +264,7 @@ static inline int peer_socket(uint64_t deadline_ms) {
 /* The descriptor, or -1 and it is closed. */
 static inline int peer_reach(int fd, uint16_t port) {
     const struct sockaddr_in target = peer_loopback(1, port);
+    rig_cross_wire();
     if (fd >= 0 && connect(fd, (const struct sockaddr *)&target, sizeof target) != 0) {
         close(fd);
         return -1;
@@ -306,6 +313,7 @@ static inline int peer_connect_unix(const char *where) {
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     peer_deadline(fd, check_scaled(PEER_DEADLINE_MS));
     const socklen_t len = (socklen_t)(offsetof(struct sockaddr_un, sun_path) + n);
+    rig_cross_wire();
     if (connect(fd, (const struct sockaddr *)&a, len) != 0) {
         close(fd);
         return -1;
@@ -315,6 +323,7 @@ static inline int peer_connect_unix(const char *where) {
 
 static inline bool peer_send(int fd, const void *data, size_t n) {
     const char *at = data;
+    rig_cross_wire();
     while (n > 0) {
         const ssize_t k = send(fd, at, n, MSG_NOSIGNAL);
         if (k < 0 && errno == EINTR) {
@@ -344,10 +353,12 @@ static inline size_t peer_recv_end(int fd, void *data, size_t n, int *end) {
         }
         if (k <= 0) {
             *end = k == 0 ? PEER_FIN : errno == EAGAIN ? PEER_STUCK : errno;
+            rig_cross_wire();
             return have;
         }
         have += (size_t)k;
     }
+    rig_cross_wire();
     return have;
 }
 

@@ -130,16 +130,21 @@ static int no_register_but_buffers(const char *name, unsigned long nth) {
     return strcmp(name, "io_uring_register") == 0 && nth == 1 ? EINVAL : 0;
 }
 
+static int no_limit(const char *name, unsigned long nth) {
+    (void)nth;
+    return strcmp(name, "recv_limit") == 0 ? EINVAL : 0;
+}
+
 static void old_kernel(seam_decider lacks) {
     netsrv_config cfg = rig_config(RING, 1);
     seam_reset(0);
     SEAM_SET(decider, lacks);
     netsrv_server *s = rig_start(&cfg);
-    seam_reset(0);
     for (int i = 0; i < 5; i++) {
         megabyte(netsrv_get_port(s, 0));
     }
     rig_stop(s, 1000);
+    seam_reset(0);
 }
 
 static atomic_bool hold;
@@ -153,8 +158,37 @@ static void hold_worker(netsrv_server *s, unsigned worker, void *arg) {
     CHECK_WITHIN(10000, !atomic_load(&hold));
 }
 
-/* Many more clients than there are buffers speak while the worker is busy: all are answered. */
-static void crowd(seam_decider lacks, int clients) {
+static void hold_on(netsrv_server *s) {
+    atomic_store(&hold, true);
+    atomic_store(&held, false);
+    CHECK_EQ(netsrv_post(s, 0, hold_worker, NULL), NETSRV_OK);
+    CHECK_WITHIN(5000, atomic_load(&held));
+}
+
+/* What the kernel does not know is learned from many refusals at once. */
+static void all_at_once(seam_decider lacks) {
+    int fd[30];
+    netsrv_config cfg = rig_config(RING, 1);
+    seam_reset(0);
+    SEAM_SET(decider, lacks);
+    netsrv_server *s = rig_start(&cfg);
+    hold_on(s);
+    for (int i = 0; i < 30; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], "all at once"));
+    }
+    atomic_store(&hold, false);
+    for (int i = 0; i < 30; i++) {
+        CHECK(peer_gets(fd[i], "all at once"));
+        close(fd[i]);
+    }
+    rig_stop(s, 1000);
+    seam_reset(0);
+}
+
+/* Many more clients than there are buffers, or places for completions, speak while the worker is
+ * busy: all are answered. */
+static void crowd(seam_decider lacks, unsigned long ring_size, int clients) {
     static int fd[1200];
     static unsigned char bytes[6000];
     static unsigned char back[6000];
@@ -162,17 +196,16 @@ static void crowd(seam_decider lacks, int clients) {
     cfg.recv_buffer_bytes = 4096;
     seam_reset(0);
     SEAM_SET(decider, lacks);
+    SEAM_SET(ring_size, ring_size);
     netsrv_server *s = rig_start(&cfg);
-    seam_reset(0);
+    CHECK_WITHIN(5000, seam_count("io_uring_enter") > 0);
+    SEAM_SET(ring_size, 0);
     for (int i = 0; i < clients; i++) {
         fd[i] = peer_connect(netsrv_get_port(s, 0));
         CHECK(peer_say(fd[i], "a") && peer_gets(fd[i], "a"));
     }
     for (int round = 0; round < 3; round++) {
-        atomic_store(&hold, true);
-        atomic_store(&held, false);
-        CHECK_EQ(netsrv_post(s, 0, hold_worker, NULL), NETSRV_OK);
-        CHECK_WITHIN(5000, atomic_load(&held));
+        hold_on(s);
         for (int i = 0; i < clients; i++) {
             peer_fill(bytes, sizeof bytes, (unsigned)i);
             CHECK(peer_send(fd[i], bytes, sizeof bytes));
@@ -189,6 +222,99 @@ static void crowd(seam_decider lacks, int clients) {
         close(fd[i]);
     }
     rig_stop(s, 1000);
+    seam_reset(0);
+}
+
+/* Requests that last are ended when completions find no place, or their limit is reached: none of
+ * them stays so. Connections come and go all the while, and a stop finds them in every state. */
+static void small_ring(unsigned grace_ms) {
+    int fd[60];
+    netsrv_config cfg = rig_config(RING, 2);
+    cfg.recv_buffer_bytes = 4096;
+    cfg.linger_timeout_ms = 100;
+    seam_reset(5);
+    SEAM_SET(ring_size, 8);
+    netsrv_server *s = rig_start(&cfg);
+    for (int round = 0; round < 3; round++) {
+        for (int i = 0; i < 60; i++) {
+            fd[i] = peer_connect(netsrv_get_port(s, 0));
+            CHECK(peer_say(fd[i], "hello, "));
+        }
+        megabyte(netsrv_get_port(s, 0));
+        for (int i = 0; i < 60; i++) {
+            CHECK(peer_say(fd[i], "again"));
+            CHECK(peer_gets(fd[i], "hello, again"));
+        }
+        for (int i = 0; i < 60; i++) {
+            if (round < 2 || i % 3 == 0) {
+                i % 2 == 0 ? peer_reset(fd[i]) : (void)close(fd[i]);
+                fd[i] = -1;
+            }
+        }
+    }
+    rig_stop(s, grace_ms);
+    for (int i = 0; i < 60; i++) {
+        if (fd[i] >= 0) {
+            close(fd[i]);
+        }
+    }
+    seam_reset(0);
+}
+
+/* ---- a pause --------------------------------------------------------------------------------- */
+
+static atomic_ullong paused_id;
+static atomic_ullong shown;
+
+static size_t pause_at_once(netsrv_conn *c, const void *data, size_t n) {
+    (void)data;
+    if (atomic_exchange(&paused_id, netsrv_get_id(c)) == 0) {
+        netsrv_pause(c);
+        return 0;
+    }
+    rig_on_data(c, data, n);
+    atomic_fetch_add(&shown, n);
+    return n;
+}
+
+static void resume(netsrv_server *s, unsigned worker, void *arg) {
+    netsrv_conn *c = netsrv_find(s, atomic_load(&paused_id));
+    (void)worker;
+    (void)arg;
+    if (c != NULL) {
+        netsrv_resume(c);
+    }
+}
+
+/* What comes after a pause is bounded, and all of it is there afterwards, in order. */
+static void pause_is_bounded(seam_decider lacks) {
+    static unsigned char back[1 << 20];
+    static unsigned char want[1 << 20];
+    netsrv_config cfg = rig_config(RING, 1);
+    pthread_t t;
+    cfg.on_data = pause_at_once;
+    cfg.input_max_bytes = 16 << 20;
+    atomic_store(&paused_id, 0);
+    atomic_store(&shown, 0);
+    seam_reset(0);
+    SEAM_SET(decider, lacks);
+    netsrv_server *s = rig_start(&cfg);
+    const size_t turn = lacks == NULL ? rig_uring_turn(netsrv_get_config(s)) : 2 << 20;
+    int fd = peer_connect(netsrv_get_port(s, 0));
+    peer_fill(want, sizeof want, 9);
+    pthread_create(&t, NULL, talk_out, &fd);
+    CHECK_WITHIN(5000, atomic_load(&paused_id) != 0);
+    CHECK(rig_rests(100));
+    CHECK_LE(rig_total(s).bytes_in, turn);
+    CHECK_EQ(netsrv_post(s, 0, resume, NULL), NETSRV_OK);
+    CHECK_EQ(peer_recv(fd, back, sizeof back), sizeof back);
+    CHECK(memcmp(back, want, sizeof back) == 0);
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    pthread_join(t, NULL);
+    close(fd);
+    CHECK_EQ(atomic_load(&shown), sizeof want);
+    rig_stop(s, 1000);
+    seam_reset(0);
 }
 
 /* Those who never read hold no buffer: the others are served as ever. */
@@ -213,8 +339,15 @@ static void never_readers(void) {
 static void served(void) {
     CASE("no incremental buffers", old_kernel(no_incremental));
     CASE("no registered ring", old_kernel(no_register_but_buffers));
-    CASE("more clients than small buffers", crowd(no_incremental, 1000));
-    CASE("more input than the pool", crowd(NULL, 1000));
+    CASE("no limit for a request", old_kernel(no_limit));
+    CASE("no limit for many requests", all_at_once(no_limit));
+    CASE("more clients than small buffers", crowd(no_incremental, 0, 1000));
+    CASE("more input than the pool", crowd(NULL, 0, 1000));
+    CASE("more clients than completions", crowd(NULL, 8, 300));
+    CASE("small rings, an orderly stop", small_ring(2000));
+    CASE("small rings, a sudden stop", small_ring(0));
+    CASE("what comes after a pause", pause_is_bounded(NULL));
+    CASE("what comes after a pause, without a limit", pause_is_bounded(no_limit));
     CASE("never-reading clients", never_readers());
 }
 
