@@ -10566,9 +10566,11 @@ static const netsrv__place_ops *netsrv__place_find(netsrv_place place) {
 
 /* ---- the pool ---- */
 
-static void netsrv__jobs_wake_hand(netsrv__hand *hand) {
+/* After the lock, so that the thread does not run into it, unless it may end of itself: without
+ * the lock it could be gone by now. */
+static void netsrv__jobs_wake_hand(const netsrv__pool *p, netsrv__hand *hand) {
     NETSRV_SEAM_POINT("call");
-    if (hand != NULL) {
+    if (hand != NULL && !p->lazy) {
         pthread_cond_signal(&hand->wake);
     }
 }
@@ -10591,6 +10593,9 @@ static netsrv__hand *netsrv__jobs_call_hand(netsrv__pool *p) {
     }
     netsrv__hand *hand = netsrv__jobs_pop_idle(p);
     p->waking = hand != NULL;
+    if (p->waking && p->lazy) {
+        pthread_cond_signal(&hand->wake);
+    }
     return hand;
 }
 
@@ -10632,7 +10637,7 @@ static void netsrv__jobs_give_own(netsrv__pool *p, netsrv__item *item) {
     item->hand = hand;
     hand->bound = true;
     hand->item = item;
-    netsrv__jobs_wake_hand(hand);
+    pthread_cond_signal(&hand->wake);
 }
 
 /* Whether those that were held may be woken. Under the lock. */
@@ -10669,7 +10674,7 @@ static bool netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t lef
     const bool alone = hand != NULL && p->head == p->tail;
     const bool look = p->head != NULL && p->idle != NULL && !alone;
     pthread_mutex_unlock(&p->lock);
-    netsrv__jobs_wake_hand(hand);
+    netsrv__jobs_wake_hand(p, hand);
     if (room) {
         netsrv__jobs_wake_workers(p->srv);
     }
@@ -10901,7 +10906,7 @@ static bool netsrv__jobs_step(netsrv__pool *p, netsrv__hand *hand) {
     const bool room = netsrv__jobs_has_room(p);
     netsrv__hand *other = netsrv__jobs_call_other(p, hand, item);
     pthread_mutex_unlock(&p->lock);
-    netsrv__jobs_wake_hand(other);
+    netsrv__jobs_wake_hand(p, other);
     if (room) {
         netsrv__jobs_wake_workers(p->srv);
     }
@@ -10970,17 +10975,27 @@ static int netsrv__jobs_add_hand(netsrv__pool *p) {
     return error;
 }
 
-/* Whether one more thread is to be created: of lazy ones only if more items wait than threads are
- * already on their way to them. */
-static bool netsrv__jobs_claim(netsrv__pool *p) {
-    unsigned waiting = 0;
-    pthread_mutex_lock(&p->lock);
-    for (const netsrv__item *item = p->head; item != NULL && waiting <= p->starting;) {
+/* Whether more items wait than threads will come to them: those that start, the one that has been
+ * called, and those that it calls. Under the lock. */
+static bool netsrv__jobs_lacks_threads(const netsrv__pool *p) {
+    const netsrv__item *item = p->head;
+    const netsrv__hand *hand = p->idle;
+    for (unsigned coming = p->starting + (p->waking ? 1u : 0u); item != NULL && coming > 0;) {
         item = item->next;
-        waiting++;
+        coming--;
     }
-    const bool missing = p->idle == NULL && waiting > p->starting;
-    const bool claimed = p->threads < p->size && (!p->lazy || missing || p->threads == 0);
+    while (item != NULL && hand != NULL) {
+        item = item->next;
+        hand = hand->idle_next;
+    }
+    return item != NULL;
+}
+
+/* Whether one more thread is to be created: of lazy ones only if it is needed. */
+static bool netsrv__jobs_claim(netsrv__pool *p) {
+    pthread_mutex_lock(&p->lock);
+    const bool wanted = !p->lazy || p->threads == 0 || netsrv__jobs_lacks_threads(p);
+    const bool claimed = p->threads < p->size && wanted;
     p->threads += claimed ? 1 : 0;
     p->starting += claimed ? 1 : 0;
     pthread_mutex_unlock(&p->lock);
@@ -11130,7 +11145,7 @@ static void netsrv__jobs_check_queue(netsrv__worker *w) {
     netsrv__hand *hand = netsrv__jobs_call_hand(p);
     const bool again = p->head != NULL && p->idle != NULL;
     pthread_mutex_unlock(&p->lock);
-    netsrv__jobs_wake_hand(hand);
+    netsrv__jobs_wake_hand(p, hand);
     w->own.look_ms = again ? netsrv__sys_now_ms() + 1 : 0;
 }
 

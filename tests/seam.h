@@ -58,6 +58,7 @@ static struct {
     _Atomic uint64_t clock_ms;
     atomic_bool disturb;
     atomic_ulong points;
+    _Atomic(void (*)(const char *name)) at_point;
     atomic_ulong seed;
     atomic_ulong draws;
 
@@ -225,8 +226,11 @@ static inline uint64_t seam_clock(uint64_t real_ms) {
 }
 
 static inline void seam_point(const char *name) {
-    (void)name;
+    void (*const at_point)(const char *) = SEAM_GET(at_point);
     SEAM_ADD(points, 1);
+    if (at_point != NULL) {
+        at_point(name);
+    }
     if (!SEAM_GET(disturb)) {
         return;
     }
@@ -261,6 +265,7 @@ static inline void seam_reset(uint64_t seed) {
     SEAM_SET(clock_ms, 0);
     SEAM_SET(disturb, false);
     SEAM_SET(points, 0);
+    SEAM_SET(at_point, NULL);
     SEAM_SET(draws, 0);
     SEAM_SET(seed, (unsigned long)seed);
 }

@@ -353,6 +353,90 @@ static void refusals(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
+static netsrv_server *unstarted(void) {
+    const netsrv_config cfg = offload_config(NETSRV_BACKEND_AUTO);
+    netsrv_server *s = NULL;
+    REQUIRE(netsrv_create(&s, &cfg, NULL) == NETSRV_OK);
+    return s;
+}
+
+/* Those that are idle or on their way are enough for as many items, not for more. */
+static void a_thread_each(void) {
+    netsrv_server *s = unstarted();
+    netsrv__pool *p = s->offload;
+    netsrv__hand idle = { .called = false };
+    netsrv__item items[4] = { { .is_work = true } };
+    for (unsigned coming = 0; coming < 8; coming++) {
+        p->idle = (coming & 1) != 0 ? &idle : NULL;
+        p->waking = (coming & 2) != 0;
+        const unsigned starting = coming >> 2;
+        const unsigned enough = starting + ((coming & 1) != 0) + ((coming & 2) != 0);
+        p->head = NULL;
+        for (unsigned waiting = 1; waiting <= 4; waiting++) {
+            items[waiting - 1].next = p->head;
+            p->head = &items[waiting - 1];
+            p->starting = starting;
+            p->threads = 1;
+            CHECK_EQ(netsrv__jobs_claim(p), waiting > enough);
+        }
+    }
+    p->head = NULL;
+    p->idle = NULL;
+    p->waking = false;
+    p->starting = 0;
+    p->threads = 0;
+    netsrv_destroy(s);
+}
+
+static atomic_int awake;
+
+static void *wait_as_idle(void *arg) {
+    netsrv__hand *hand = arg;
+    pthread_mutex_lock(&hand->pool->lock);
+    hand->pool->idle = hand;
+    while (!hand->called) {
+        pthread_cond_wait(&hand->wake, &hand->pool->lock);
+    }
+    pthread_mutex_unlock(&hand->pool->lock);
+    atomic_store(&awake, 1);
+    return NULL;
+}
+
+static bool is_idle(netsrv__pool *p) {
+    pthread_mutex_lock(&p->lock);
+    const bool idle = p->idle != NULL;
+    pthread_mutex_unlock(&p->lock);
+    return idle;
+}
+
+static void expect_awake(const char *name) {
+    if (strcmp(name, "call") == 0) {
+        CHECK_WITHIN(5000, atomic_load(&awake) == 1);
+    }
+}
+
+/* A thread that may end of itself has its call before the lock is given up: it may be gone then. */
+static void called_under_the_lock(void) {
+    netsrv_server *s = unstarted();
+    netsrv__pool *p = s->offload;
+    netsrv__hand hand = { .pool = p };
+    netsrv__item item = { .is_work = true };
+    pthread_t thread;
+    seam_reset(0);
+    atomic_store(&awake, 0);
+    REQUIRE(pthread_cond_init(&hand.wake, NULL) == 0);
+    REQUIRE(pthread_create(&thread, NULL, wait_as_idle, &hand) == 0);
+    CHECK_WITHIN(5000, is_idle(p));
+    SEAM_SET(at_point, expect_awake);
+    netsrv__jobs_append(p, &item, 0);
+    SEAM_SET(at_point, NULL);
+    pthread_join(thread, NULL);
+    pthread_cond_destroy(&hand.wake);
+    p->head = NULL;
+    p->waking = false;
+    netsrv_destroy(s);
+}
+
 static void cases(netsrv_backend b) {
     CASE("work comes back, in order where asked", comes_back(b));
     CASE("side by side", side_by_side(b));
@@ -369,6 +453,8 @@ static void cases(netsrv_backend b) {
 
 int main(int argc, char **argv) {
     check_begin(argc, argv);
+    CASE("a thread for each that waits", a_thread_each());
+    CASE("a thread is called while it is sure to be there", called_under_the_lock());
     rig_each_backend(cases);
     return check_end();
 }
