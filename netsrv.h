@@ -6149,7 +6149,7 @@ static bool netsrv__conn_is_plain(const netsrv_conn *c) {
 
 /* Paused: its end must be noticed all the same. */
 static void netsrv__conn_attach_paused(netsrv__worker *w, netsrv_conn *c) {
-    if (c->state < NETSRV__CLOSING && (c->flags & NETSRV__RECV_ON) == 0) {
+    if (c->state < NETSRV__CLOSING && (c->flags & (NETSRV__RECV_ON | NETSRV__DETACHING)) == 0) {
         const int error = w->io->recv_stop(w, c);
         if (error != 0) {
             netsrv__conn_end(w, c, NETSRV_CLOSE_ERROR, error);
@@ -9891,14 +9891,15 @@ static void netsrv__uring_send_ended(netsrv__worker *w, netsrv_conn *c) {
 }
 
 static void netsrv__uring_on_send(netsrv__worker *w, netsrv_conn *c, int res) {
-    const bool none = res == -EINTR || res == -ECANCELED;
-    if (c->state < NETSRV__CLOSING && res == -EAGAIN) {
+    const bool stays = c->state < NETSRV__CLOSING && (c->interest & NETSRV__URING_DETACHING) == 0;
+    if (stays && res == -EAGAIN) {
         c->interest &= (uint16_t)~NETSRV__URING_SEND;
         res = -netsrv__uring_await_room(w, c);
         if (res == 0) {
             return;
         }
     }
+    const bool none = res == -EINTR || res == -ECANCELED || res == -EAGAIN;
     if (c->state < NETSRV__CLOSING && res > 0) {
         netsrv__conn_on_sent(w, c, (size_t)res, 0);
     } else if (c->state < NETSRV__CLOSING && res < 0 && !none) {

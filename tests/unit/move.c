@@ -522,6 +522,70 @@ static void across_a_stop(netsrv_backend b, uint32_t grace_ms) {
     seam_reset(0);
 }
 
+static void greet_and_go(netsrv_conn *c) {
+    on_open(c);
+    CHECK_EQ(netsrv_send(c, "hello", 5), NETSRV_OK);
+    go_on(c);
+}
+
+/* Before it has read anything, and with its greeting on the way out. */
+static void from_the_beginning(netsrv_backend b) {
+    netsrv_config cfg = move_config(b);
+    cfg.on_open = greet_and_go;
+    netsrv_server *s = rig_start(&cfg);
+    const int client = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_gets(client, "hello"));
+    CHECK(peer_say(client, "there") && peer_gets(client, "there"));
+    CHECK_EQ(atomic_load(&seen.moves), 1);
+    close(client);
+    rig_stop(s, 1000);
+}
+
+#define FULL_BYTES 65536
+static unsigned char full_bytes[FULL_BYTES];
+static atomic_int full_turns;
+
+/* A posted function: some turns later, it goes. */
+static void go_in_time(netsrv_server *s, unsigned worker, void *arg) {
+    netsrv_conn *c = netsrv_find(s, atomic_load(&seen.id));
+    if (atomic_fetch_sub(&full_turns, 1) > 0) {
+        CHECK_EQ(netsrv_post(s, worker, go_in_time, arg), NETSRV_OK);
+    } else if (c != NULL) {
+        go_on(c);
+    }
+}
+
+static size_t fill_and_go(netsrv_conn *c, const void *data, size_t n) {
+    const int bytes = 4096;
+    (void)data;
+    setsockopt(netsrv_get_fd(c), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes);
+    CHECK_EQ(netsrv_send(c, full_bytes, sizeof full_bytes), NETSRV_OK);
+    netsrv_flush(c);
+    CHECK_EQ(netsrv_post(netsrv_get_server(c), netsrv_get_worker(c), go_in_time, NULL), NETSRV_OK);
+    return n;
+}
+
+/* At the moment at which a send is under way that finds the socket full, and around it. */
+static void into_a_full_socket(netsrv_backend b) {
+    static unsigned char back[FULL_BYTES];
+    netsrv_config cfg = move_config(b);
+    cfg.on_data = fill_and_go;
+    cfg.high_mark_bytes = 2 * FULL_BYTES;
+    peer_fill(full_bytes, sizeof full_bytes, 3);
+    netsrv_server *s = rig_start(&cfg);
+    for (int turns = 0; turns < 5; turns++) {
+        const unsigned long before = atomic_load(&seen.moves);
+        const int client = peer_connect_small(netsrv_get_port(s, 0));
+        atomic_store(&full_turns, turns);
+        CHECK(peer_say(client, "go"));
+        CHECK_WITHIN(10000, atomic_load(&seen.moves) == before + 1);
+        CHECK_EQ(peer_recv(client, back, sizeof back), sizeof back);
+        CHECK(memcmp(full_bytes, back, sizeof back) == 0);
+        close(client);
+    }
+    rig_stop(s, 1000);
+}
+
 static void all(netsrv_backend b) {
     CASE("from worker to worker", from_worker_to_worker(b));
     CASE("with every message, before and after the answer", with_every_message(b, ""));
@@ -530,6 +594,8 @@ static void all(netsrv_backend b) {
     CASE("with kept input", with_kept_input(b));
     CASE("with unsent output", with_unsent_output(b));
     CASE("while paused", while_paused(b));
+    CASE("from the beginning", from_the_beginning(b));
+    CASE("into a full socket", into_a_full_socket(b));
     CASE("lines", lines(b));
     CASE("after a half-close", after_half_close(b));
     CASE("the idle timeout goes along", idle_timeout_goes_along(b));
