@@ -10600,12 +10600,17 @@ static netsrv__hand *netsrv__jobs_call_hand(netsrv__pool *p) {
     return hand;
 }
 
+/* Clocks that were looked at on two threads: the second may be behind the first. */
+static bool netsrv__jobs_overdue(uint64_t from_us, uint64_t to_us) {
+    return to_us > from_us && to_us - from_us >= NETSRV__JOB_PATIENCE_US;
+}
+
 /* Waking a thread costs more than a short job. So where jobs are short, and whoever took the last
  * one did so a moment ago, it is left to take the next. Should its job be a long one for once, the
  * worker that has posted finds out. Under the lock. */
 static bool netsrv__jobs_taken_soon(const netsrv__pool *p, uint64_t now_us) {
     return !p->lazy && p->last != NULL && p->eighths_us < 8 * NETSRV__JOB_SHORT_US &&
-           now_us - p->taken_us < NETSRV__JOB_PATIENCE_US;
+           !netsrv__jobs_overdue(p->taken_us, now_us);
 }
 
 /* How many of `wanted` jobs may be posted now. Less than that: the worker is woken when there is
@@ -10886,7 +10891,7 @@ static bool netsrv__jobs_run_item(netsrv__hand *hand, netsrv__item *item) {
 /* Others are to come at once where jobs take long, or have waited for long. Under the lock. */
 static netsrv__hand *netsrv__jobs_call_other(netsrv__pool *p, const netsrv__hand *hand,
                                              const netsrv__item *item) {
-    const bool waited = hand->now_us - item->queued_us >= NETSRV__JOB_PATIENCE_US;
+    const bool waited = netsrv__jobs_overdue(item->queued_us, hand->now_us);
     return waited || p->lazy || p->eighths_us >= 8 * NETSRV__JOB_SHORT_US
                ? netsrv__jobs_call_hand(p)
                : NULL;
