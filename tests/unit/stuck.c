@@ -299,7 +299,7 @@ static void whatever_is_called(netsrv_backend b) {
     cfg.on_close = all_close;
     cfg.high_mark_bytes = 10000;
     memset(&all, 0, sizeof all);
-    REQUIRE(pipe2(all.pipe, O_CLOEXEC | O_NONBLOCK) == 0);
+    REQUIRE(port_pipe(all.pipe) == 0);
     REQUIRE(write(all.pipe[1], "x", 1) == 1);
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));

@@ -1810,6 +1810,7 @@ static void prepare(run *r) {
     }
     if ((sc->flags & OWN) != 0) {
         r->cfg.place = NETSRV_PLACE_OWN_THREAD;
+        r->cfg.stuck_ms = 1; /* told or not, and counted: it changes nothing */
     }
     r->unix_name = (sc->flags & BY_UNIX) != 0 ? unix_path : NULL;
 }
