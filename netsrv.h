@@ -11449,9 +11449,11 @@ static void netsrv__jobs_close(netsrv__pool *p) {
     netsrv__jobs_join(ended);
     while (p->all.next != &p->all) {
         hand = (netsrv__hand *)(void *)((char *)p->all.next - offsetof(netsrv__hand, link));
+        pthread_join(hand->thread, NULL);
+        pthread_mutex_lock(&p->lock); /* the lookout sees it as long as it is there */
         netsrv__util_list_remove(&hand->link);
-        hand->idle_next = NULL;
-        netsrv__jobs_join(hand);
+        pthread_mutex_unlock(&p->lock);
+        netsrv__jobs_free_hand(hand);
     }
     p->threads = 0;
 }

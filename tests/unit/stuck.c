@@ -540,6 +540,21 @@ static void around_the_bound(netsrv_backend b, unsigned handler_threads) {
     seam_reset(0);
 }
 
+/* Threads come and go under the eyes of the one that looks all the time. */
+static void lives(netsrv_backend b) {
+    netsrv_config cfg = stuck_config(b, 1);
+    cfg.stuck_ms = 1;
+    cfg.handler_threads = 6;
+    netsrv_server *s = rig_start(&cfg);
+    for (int life = 0; life < 20; life++) {
+        CHECK(peer_served(netsrv_get_port(s, 0)));
+        netsrv_stop(s, 1000);
+        CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(20000)), NETSRV_OK);
+        CHECK_EQ(netsrv_start(s, NULL), NETSRV_OK);
+    }
+    end_with(s, 0);
+}
+
 static void no_thread(netsrv_backend b) {
     const netsrv_config cfg = stuck_config(b, 2);
     netsrv_server *s = NULL;
@@ -566,6 +581,7 @@ static void cases(netsrv_backend b) {
     CASE("many short ones", short_ones(b));
     CASE("around the bound", around_the_bound(b, 0));
     CASE("around the bound, handler threads", around_the_bound(b, 3));
+    CASE("started and stopped", lives(b));
     CASE("no thread for it", no_thread(b));
 }
 
