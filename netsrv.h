@@ -142,16 +142,17 @@
 
        io_uring (Linux 6.1 and newer) is used only if asked for by name. The same callbacks in the
        same order; requests are submitted and answers taken in one system call a turn, and input
-       lies in a pool of 2 MiB for each worker, of which an idle connection holds nothing. Where
-       the kernel cannot bound what it delivers for one request (before 6.17), a turn may bring up
-       to the pool's size from one connection before a pause takes effect; later ones keep to
-       bytes_per_turn. exclusive and shared are the same: a lasting request for connections on
-       each worker. At a limit, connections that the kernel has accepted already are held until
-       there is a place, so that clients wait as they would in the backlog. A listener's request
-       keeps to the limit of descriptors of the time when it was made. Refused by name, with the
-       reason, where the kernel does not have it or a sandbox forbids it; a sandbox that kills the
-       process instead cannot be asked. NETSRV_NO_IO_URING in the environment (set, and not "0")
-       switches it off, and so does the macro of that name at compile time.
+       lies in a pool of 1 MiB for each worker, of which an idle connection holds nothing. Where the
+       kernel cannot bound what it delivers for one request (before 6.17), a turn may bring up to
+       the pool's size from one connection before a pause takes effect; later ones keep to four
+       times bytes_per_turn the first time, and to bytes_per_turn from then on. exclusive and shared
+       are the same: a lasting request for connections on each worker. At a limit, connections that
+       the kernel has accepted already are held until there is a place, so that clients wait as they
+       would in the backlog. A listener's request keeps to the limit of descriptors of the time when
+       it was made. Refused by name, with the reason, where the kernel does not have it or a sandbox
+       forbids it; a sandbox that kills the process instead cannot be asked. NETSRV_NO_IO_URING in
+       the environment (set, and not "0") switches it off, and so does the macro of that name at
+       compile time.
 
 
    THREADS
@@ -1796,6 +1797,7 @@ enum {
     NETSRV__RING_SQE_BUFFER = 1 << 5, /* of an entry */
     NETSRV__RING_SQE_QUIET = 1 << 6,
     NETSRV__RING_ACCEPT_MULTI = 1 << 0,
+    NETSRV__RING_POLL_FIRST = 1 << 0,
     NETSRV__RING_RECV_MULTI = 1 << 1,
     NETSRV__RING_POLL_MULTI = 1 << 0,
     NETSRV__RING_CANCEL_ALL = 1 << 0,
@@ -1813,11 +1815,12 @@ enum {
 /* ---- small parts ---- */
 
 typedef struct netsrv__addr {
-    uint16_t family; /* AF_INET, AF_INET6, AF_UNIX, 0 */
+    uint16_t family; /* AF_INET, AF_INET6, AF_UNIX, 0, NETSRV__ADDR_UNASKED */
     uint16_t port;   /* host order */
     uint32_t scope;
     uint8_t ip[16];
 } netsrv__addr;
+#define NETSRV__ADDR_UNASKED UINT16_MAX /* the socket knows it, for as long as it is open */
 
 /* A connection between accept and open: by value in a mailbox, by pointer in a poller. */
 typedef struct netsrv__arrival {
@@ -2893,9 +2896,28 @@ static int netsrv__sys_local(int fd, struct sockaddr_storage *sa, socklen_t *n) 
 }
 
 #if NETSRV__HAS_COMPLETIONS
+/* Of a connection that the peer has reset, Linux tells the address only to those who name its
+ * exact length. */
+static int netsrv__sys_peer_of_reset(int fd, struct sockaddr_storage *sa) {
+#ifdef SO_PEERNAME
+    const socklen_t lengths[] = {sizeof(struct sockaddr_in6), sizeof(struct sockaddr_in)};
+    for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++) {
+        socklen_t n = lengths[i];
+        if (getsockopt(fd, SOL_SOCKET, SO_PEERNAME, sa, &n) == 0) {
+            return 0;
+        }
+    }
+#endif
+    (void)fd;
+    (void)sa;
+    errno = ENOTCONN;
+    return -1;
+}
+
 static int netsrv__sys_peer_addr(int fd, struct sockaddr_storage *sa, socklen_t *n) {
     NETSRV__FAIL_POINT("getpeername_accepted", -1);
-    return getpeername(fd, (struct sockaddr *)sa, n);
+    const int result = getpeername(fd, (struct sockaddr *)sa, n);
+    return result != 0 && errno == ENOTCONN ? netsrv__sys_peer_of_reset(fd, sa) : result;
 }
 #endif
 
@@ -3375,8 +3397,7 @@ static netsrv__addr netsrv__net_addr(const struct sockaddr_storage *sa) {
 }
 
 #if NETSRV__HAS_COMPLETIONS
-/* Of a connection that was accepted without its address: none if it was reset since. False if
- * nothing can be said of it. */
+/* Of a connection that was accepted without its address. False if nothing can be said of it. */
 static bool netsrv__net_peer(int fd, netsrv__addr *peer) {
     struct sockaddr_storage sa;
     socklen_t n = sizeof sa;
@@ -3389,6 +3410,20 @@ static bool netsrv__net_peer(int fd, netsrv__addr *peer) {
     }
     *peer = netsrv__net_addr(&sa);
     return true;
+}
+
+/* What is known of a peer, or what its socket knows. */
+static netsrv__addr netsrv__net_peer_of(int fd, const netsrv__addr *known) {
+    netsrv__addr a = *known;
+    if (a.family == NETSRV__ADDR_UNASKED && !netsrv__net_peer(fd, &a)) {
+        a.family = AF_UNSPEC;
+    }
+    return a;
+}
+#else
+static netsrv__addr netsrv__net_peer_of(int fd, const netsrv__addr *known) {
+    (void)fd;
+    return *known;
 }
 #endif
 
@@ -6931,13 +6966,14 @@ static void netsrv__accept_check_paused(netsrv__worker *w) {
 
 /* ---- placing ---- */
 
-static void netsrv__accept_log_refused(netsrv__worker *w, const netsrv__addr *peer,
+static void netsrv__accept_log_refused(netsrv__worker *w, int fd, const netsrv__addr *peer,
                                        const char *why) {
     char text[NETSRV_ADDRESS_MAX];
     NETSRV__COUNT(w, refused, 1);
     if (w->cfg->on_log != NULL) {
+        const netsrv__addr a = netsrv__net_peer_of(fd, peer);
         netsrv__log_line(w->cfg, NETSRV_LOG_DEBUG, "refused %s: %s",
-                         netsrv__net_text(peer, text, sizeof text), why);
+                         netsrv__net_text(&a, text, sizeof text), why);
     }
 }
 
@@ -6958,7 +6994,7 @@ static void netsrv__accept_drop(netsrv__worker *w, const netsrv__arrival *a) {
 /* Too late to be served if the stop's time is over. */
 static bool netsrv__accept_open(netsrv__worker *w, const netsrv__arrival *a) {
     if (w->own.phase == NETSRV__FORCED) {
-        netsrv__accept_log_refused(w, &a->peer, "the server stops");
+        netsrv__accept_log_refused(w, a->fd, &a->peer, "the server stops");
         return false;
     }
     if (!netsrv__conn_open(w, a)) {
@@ -7041,7 +7077,7 @@ static void netsrv__accept_on_fd(netsrv__worker *w, unsigned gate, int fd,
     a.listener = gate;
     a.peer = *peer;
     if (!netsrv__accept_admit_address(w->srv, &a)) {
-        netsrv__accept_log_refused(w, peer, "max_conns_per_address is reached");
+        netsrv__accept_log_refused(w, fd, peer, "max_conns_per_address is reached");
         netsrv__accept_refuse(fd);
         netsrv__accept_release(w->srv, NETSRV__NO_SLOT);
         return;
@@ -7084,7 +7120,7 @@ static void netsrv__accept_new(netsrv__worker *w, unsigned gate, int fd, const n
     w->own.accept_failures = 0;
     if (!reserved && !netsrv__accept_reserve(w->srv)) {
         NETSRV__COUNT(w, accepted, 1);
-        netsrv__accept_log_refused(w, peer, "max_conns is reached");
+        netsrv__accept_log_refused(w, fd, peer, "max_conns is reached");
         netsrv__accept_refuse(fd);
         return;
     }
@@ -7155,6 +7191,19 @@ static void netsrv__accept_give_up(netsrv__worker *w, bool reserved) {
     netsrv__accept_rate_refund(w);
 }
 
+/* The address of one that the kernel accepted on its own: now if the server has a use for it, or
+ * if callbacks elsewhere may ask when the socket is disconnected already. The program can ask the
+ * socket itself. False if nothing can be said of it. */
+static bool netsrv__accept_peer(const netsrv_server *srv, int fd, netsrv__addr *peer) {
+    if (srv->cfg.max_conns_per_address != NETSRV_OFF || srv->pool != NULL ||
+        srv->cfg.place == NETSRV_PLACE_PEER_HASH || srv->cfg.place == NETSRV_PLACE_CUSTOM) {
+        return netsrv__net_peer(fd, peer);
+    }
+    memset(peer, 0, sizeof *peer);
+    peer->family = NETSRV__ADDR_UNASKED;
+    return true;
+}
+
 /* One that the kernel accepted on its own. False if the listener is paused instead: later, then. */
 static bool netsrv__accept_offer(netsrv__worker *w, unsigned gate, int fd) {
     netsrv__addr peer;
@@ -7169,7 +7218,7 @@ static bool netsrv__accept_offer(netsrv__worker *w, unsigned gate, int fd) {
         netsrv__accept_failed(w, gate, saved);
         return false;
     }
-    if (!netsrv__net_peer(fd, &peer)) { /* no limit could be kept for it */
+    if (!netsrv__accept_peer(w->srv, fd, &peer)) { /* no limit could be kept for it */
         NETSRV__COUNT(w, accept_errors, 1);
         netsrv__accept_give_up(w, reserved);
         netsrv__accept_refuse(fd);
@@ -7182,7 +7231,7 @@ static bool netsrv__accept_offer(netsrv__worker *w, unsigned gate, int fd) {
 /* The same at a stop, at which nothing is paused. */
 static void netsrv__accept_late(netsrv__worker *w, unsigned gate, int fd) {
     netsrv__addr peer;
-    if (netsrv__sys_accepted(fd) < 0 || !netsrv__net_peer(fd, &peer)) {
+    if (netsrv__sys_accepted(fd) < 0 || !netsrv__accept_peer(w->srv, fd, &peer)) {
         NETSRV__COUNT(w, accept_errors, 1);
         netsrv__accept_refuse(fd);
         return;
@@ -7215,7 +7264,7 @@ static void netsrv__accept_sweep(netsrv__worker *w) {
 static void netsrv__accept_drop_given(netsrv__worker *w) {
     netsrv__arrival *a;
     while ((a = netsrv__mailbox_take_given(&w->mailbox)) != NULL) {
-        netsrv__accept_log_refused(w, &a->peer, "the server stops");
+        netsrv__accept_log_refused(w, a->fd, &a->peer, "the server stops");
         w->io->forget(w, a->fd);
         netsrv__accept_drop(w, a);
         netsrv__mem_free(w->cfg, a, sizeof *a);
@@ -8999,8 +9048,9 @@ enum { /* netsrv_conn.interest: what is under way in the kernel, and what is to 
     NETSRV__URING_POLL = 0x08,      /* lasting: room for output, errors while input is not wanted */
     NETSRV__URING_FULL = 0x10,      /* waits for room for output */
     NETSRV__URING_PARKED = 0x20,    /* wants input, and there was no buffer */
-    NETSRV__URING_LIMITED = 0x80,   /* the request for input has a limit, unknown to some kernels */
-    NETSRV__URING_DETACHING = 0x40
+    NETSRV__URING_DETACHING = 0x40,
+    NETSRV__URING_LIMITED = 0x80, /* the request for input has a limit, unknown to some kernels */
+    NETSRV__URING_STOPPED = 0x100 /* input was not wanted once: less is asked for at a time */
 };
 #define NETSRV__URING_BUSY (NETSRV__URING_RECV | NETSRV__URING_SEND | NETSRV__URING_POLL)
 
@@ -9017,7 +9067,7 @@ enum { /* tokens of completions; those below are the core's */
 #define NETSRV__URING_FOREIGN (UINT64_C(1) << 3 | NETSRV__URING_OF_WAKE)
 #define NETSRV__URING_ENTRIES 512
 #define NETSRV__URING_COMPLETIONS 4096
-#define NETSRV__URING_POOL_BYTES (2u << 20) /* of all buffers, at their usual size */
+#define NETSRV__URING_POOL_BYTES (1u << 20) /* of all buffers, at their usual size */
 #define NETSRV__URING_PIECES 1024           /* of replies under way */
 #define NETSRV__URING_VECTORS 32            /* sends of several parts in one submission */
 #define NETSRV__URING_STAGE_BYTES 131072    /* copies of replies that lie in no buffer; two of it */
@@ -9071,7 +9121,7 @@ struct netsrv__uring {
     size_t pool_memory_bytes;
     bool registered;
     bool incremental; /* the kernel fills a buffer by and by */
-    uint32_t recv_limit; /* bytes after which a request for input ends; 0 = this kernel has none */
+    uint32_t recv_limit; /* bytes a request for input may bring; 0 = this kernel cannot be told */
     /* connections that wait for a buffer, first come first served */
     netsrv_conn *parked;
     netsrv_conn *parked_last;
@@ -9339,12 +9389,12 @@ static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
     if (sqe == NULL) {
         return ENOBUFS;
     }
-    sqe->ioprio = NETSRV__RING_RECV_MULTI;
+    sqe->ioprio = NETSRV__RING_RECV_MULTI | NETSRV__RING_POLL_FIRST;
     sqe->flags = NETSRV__RING_SQE_BUFFER;
     sqe->group = NETSRV__RING_GROUP;
     c->interest |= NETSRV__URING_RECV;
     if (u->recv_limit != 0) {
-        sqe->file_index = u->recv_limit;
+        sqe->file_index = u->recv_limit * ((c->interest & NETSRV__URING_STOPPED) == 0 ? 4 : 1);
         sqe->off = NETSRV_SEAM_FAULT("recv_limit") != 0; /* refused as a kernel before 6.17 does */
         c->interest |= NETSRV__URING_LIMITED;
     }
@@ -9441,6 +9491,7 @@ static int netsrv__uring_recv_start(netsrv__worker *w, netsrv_conn *c) {
 
 static int netsrv__uring_recv_stop(netsrv__worker *w, netsrv_conn *c) {
     netsrv__uring *u = w->own.uring;
+    c->interest |= NETSRV__URING_STOPPED;
     netsrv__uring_unpark(w, u, c);
     if ((c->interest & (NETSRV__URING_RECV | NETSRV__URING_RECV_ENDS)) == NETSRV__URING_RECV) {
         if (!netsrv__uring_cancel(u, -1, netsrv__conn_token(c), 0)) {
@@ -10166,7 +10217,7 @@ static int netsrv__uring_open(netsrv__worker *w) {
     }
     w->own.uring = u;
     u->ring.fd = -1;
-    u->recv_limit = w->cfg->bytes_per_turn;
+    u->recv_limit = (uint32_t)netsrv__util_min(w->cfg->bytes_per_turn, INT32_MAX / 4);
     u->last_conn = UINT64_MAX;
     const size_t entries = NETSRV_SEAM_CLIP("ring", NETSRV__URING_ENTRIES);
     const size_t completions = NETSRV_SEAM_CLIP("ring", NETSRV__URING_COMPLETIONS);
@@ -13448,7 +13499,8 @@ NETSRV_API void netsrv_set_idle_timeout(netsrv_conn *c, uint32_t timeout_ms) {
 }
 
 NETSRV_API const char *netsrv_peer_text(const netsrv_conn *c, char *text, size_t n) {
-    return netsrv__net_text(&c->peer, text, n);
+    const netsrv__addr a = netsrv__net_peer_of(c->fd, &c->peer);
+    return netsrv__net_text(&a, text, n);
 }
 
 NETSRV_API const char *netsrv_local_text(const netsrv_conn *c, char *text, size_t n) {
