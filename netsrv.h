@@ -145,14 +145,14 @@
        lies in a pool of 1 MiB for each worker, of which an idle connection holds nothing. Where the
        kernel cannot bound what it delivers for one request (before 6.17), a turn may bring up to
        the pool's size from one connection before a pause takes effect; later ones keep to four
-       times bytes_per_turn the first time, and to bytes_per_turn from then on. exclusive and shared
-       are the same: a lasting request for connections on each worker. At a limit, connections that
-       the kernel has accepted already are held until there is a place, so that clients wait as they
-       would in the backlog. A listener's request keeps to the limit of descriptors of the time when
-       it was made. Refused by name, with the reason, where the kernel does not have it or a sandbox
-       forbids it; a sandbox that kills the process instead cannot be asked. NETSRV_NO_IO_URING in
-       the environment (set, and not "0") switches it off, and so does the macro of that name at
-       compile time.
+       times bytes_per_turn, but 256 KiB, the first time, and to bytes_per_turn from then on.
+       exclusive and shared are the same: a lasting request for connections on each worker. At a
+       limit, connections that the kernel has accepted already are held until there is a place, so
+       that clients wait as they would in the backlog. A listener's request keeps to the limit of
+       descriptors of the time when it was made. Refused by name, with the reason, where the kernel
+       does not have it or a sandbox forbids it; a sandbox that kills the process instead cannot be
+       asked. NETSRV_NO_IO_URING in the environment (set, and not "0") switches it off, and so does
+       the macro of that name at compile time.
 
 
    THREADS
@@ -9068,6 +9068,7 @@ enum { /* tokens of completions; those below are the core's */
 #define NETSRV__URING_ENTRIES 512
 #define NETSRV__URING_COMPLETIONS 4096
 #define NETSRV__URING_POOL_BYTES (1u << 20) /* of all buffers, at their usual size */
+#define NETSRV__URING_FIRST_BYTES (256u << 10) /* of one connection, for one request */
 #define NETSRV__URING_PIECES 1024           /* of replies under way */
 #define NETSRV__URING_VECTORS 32            /* sends of several parts in one submission */
 #define NETSRV__URING_STAGE_BYTES 131072    /* copies of replies that lie in no buffer; two of it */
@@ -9122,6 +9123,7 @@ struct netsrv__uring {
     bool registered;
     bool incremental; /* the kernel fills a buffer by and by */
     uint32_t recv_limit; /* bytes a request for input may bring; 0 = this kernel cannot be told */
+    uint32_t recv_first; /* ... of a connection whose input never had to stop */
     /* connections that wait for a buffer, first come first served */
     netsrv_conn *parked;
     netsrv_conn *parked_last;
@@ -9394,7 +9396,8 @@ static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
     sqe->group = NETSRV__RING_GROUP;
     c->interest |= NETSRV__URING_RECV;
     if (u->recv_limit != 0) {
-        sqe->file_index = u->recv_limit * ((c->interest & NETSRV__URING_STOPPED) == 0 ? 4 : 1);
+        sqe->file_index = (c->interest & NETSRV__URING_STOPPED) != 0 ? u->recv_limit
+                                                                     : u->recv_first;
         sqe->off = NETSRV_SEAM_FAULT("recv_limit") != 0; /* refused as a kernel before 6.17 does */
         c->interest |= NETSRV__URING_LIMITED;
     }
@@ -10210,6 +10213,12 @@ static const char *netsrv__uring_why(int sys_errno) {
     }
 }
 
+/* A request anew costs as much as a message of 4 KiB; much input in advance costs memory. */
+static uint32_t netsrv__uring_first_limit(uint32_t limit) {
+    const size_t more = netsrv__util_min((size_t)limit * 4, NETSRV__URING_FIRST_BYTES);
+    return (uint32_t)netsrv__util_max(limit, more);
+}
+
 static int netsrv__uring_open(netsrv__worker *w) {
     netsrv__uring *u = netsrv__mem_zeroed(w->cfg, 1, sizeof *u);
     if (u == NULL) {
@@ -10217,7 +10226,8 @@ static int netsrv__uring_open(netsrv__worker *w) {
     }
     w->own.uring = u;
     u->ring.fd = -1;
-    u->recv_limit = (uint32_t)netsrv__util_min(w->cfg->bytes_per_turn, INT32_MAX / 4);
+    u->recv_limit = w->cfg->bytes_per_turn;
+    u->recv_first = netsrv__uring_first_limit(u->recv_limit);
     u->last_conn = UINT64_MAX;
     const size_t entries = NETSRV_SEAM_CLIP("ring", NETSRV__URING_ENTRIES);
     const size_t completions = NETSRV_SEAM_CLIP("ring", NETSRV__URING_COMPLETIONS);

@@ -336,8 +336,10 @@ static void high_mark_stops_reading(netsrv_backend b) {
         sent += (uint64_t)k;
     }
     CHECK_LE(sent, (64u << 20) - 1);
-    const uint32_t ahead = b == NETSRV_BACKEND_IO_URING ? 4 : 1;
-    CHECK_LE(most, 100000 + ahead * netsrv_get_config(s)->recv_buffer_bytes);
+    const netsrv_config *known = netsrv_get_config(s);
+    const size_t turn = b == NETSRV_BACKEND_IO_URING ? rig_uring_turn(known)
+                                                     : known->recv_buffer_bytes;
+    CHECK_LE(most, 100000 + turn);
     CHECK_LE(check_alloc_bytes(), 4 * 1024 * 1024);
     peer_deadline(fd, check_scaled(PEER_DEADLINE_MS));
     uint64_t same = 0;

@@ -475,16 +475,18 @@ static inline bool rig_has(netsrv_backend b) {
 }
 
 /* The most that a turn on io_uring brings from one connection beyond what is wanted: kernels before
- * 6.17 cannot bound it, and may fill all buffers: 2 MiB, or four large ones. */
+ * 6.17 cannot bound it, and may fill all buffers: 1 MiB, or four large ones. */
 static inline size_t rig_uring_turn(const netsrv_config *cfg) {
     struct utsname os;
     int major = 0;
     int minor = 0;
     if (uname(&os) == 0 && sscanf(os.release, "%d.%d", &major, &minor) == 2 &&
         (major > 6 || (major == 6 && minor >= 17))) {
-        return cfg->bytes_per_turn > 0 ? cfg->bytes_per_turn : cfg->recv_buffer_bytes;
+        const size_t turn = cfg->bytes_per_turn > 0 ? cfg->bytes_per_turn : cfg->recv_buffer_bytes;
+        const size_t first = turn < 64 << 10 ? 4 * turn : 256 << 10;
+        return turn > first ? turn : first;
     }
-    return cfg->recv_buffer_bytes > 512 << 10 ? 4 * cfg->recv_buffer_bytes : 2 << 20;
+    return cfg->recv_buffer_bytes > 256 << 10 ? 4 * cfg->recv_buffer_bytes : 1 << 20;
 }
 
 /* Runs a program's cases once for each backend. */
