@@ -6201,17 +6201,15 @@ static void netsrv__conn_attach_paused(netsrv__worker *w, netsrv_conn *c) {
 
 /* On its way from here: the backend lets go of it. True if there is nothing else to do. */
 static bool netsrv__conn_step_move(netsrv__worker *w, netsrv_conn *c) {
-    if ((c->flags & NETSRV__DETACHING) != 0) {
-        return true; /* netsrv__conn_on_detached goes on, also with a connection that ended */
-    }
-    if (c->state > NETSRV__HALF) {
+    const bool first = (c->flags & NETSRV__DETACHING) == 0;
+    if (first && c->state > NETSRV__HALF) {
         c->flags &= ~(uint32_t)NETSRV__MOVING; /* closed meanwhile: it ends here */
         return false;
     }
     c->flags |= NETSRV__DETACHING;
     c->flags &= ~(uint32_t)NETSRV__RECV_ON;
-    w->io->detach(w, c);
-    return true;
+    w->io->detach(w, c); /* again, if it could not be asked for */
+    return true; /* netsrv__conn_on_detached goes on, also with a connection that ended */
 }
 
 /* No backend has it yet. */
@@ -9414,7 +9412,7 @@ static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
 /* Reports changes, not states: a peer that has finished sending counts as an event for every other
  * way of waiting for room, and would be reported for ever. */
 static int netsrv__uring_arm_poll(netsrv__uring *u, netsrv_conn *c) {
-    if ((c->interest & NETSRV__URING_POLL) != 0) {
+    if ((c->interest & (NETSRV__URING_POLL | NETSRV__URING_DETACHING)) != 0) {
         return 0;
     }
     netsrv__sqe *sqe = netsrv__uring_conn_entry(u, c, NETSRV__RING_POLL, NETSRV__URING_OF_POLL);
@@ -9877,8 +9875,13 @@ static NETSRV__HOT netsrv_conn *netsrv__uring_conn_of(netsrv__worker *w, uint64_
 static void netsrv__uring_recv_ended(netsrv__worker *w, netsrv_conn *c, int res) {
     netsrv__uring *u = w->own.uring;
     const bool limited = (c->interest & NETSRV__URING_LIMITED) != 0;
+    const bool failed = res < 0 && res != -ECANCELED && res != -ENOBUFS && res != -EINTR &&
+                        res != -EAGAIN && !(res == -EINVAL && limited);
     c->interest &= (uint16_t)~NETSRV__URING_LIMITED;
-    if (netsrv__uring_detached(w, c)) {
+    if (failed) {
+        netsrv__conn_on_end(w, c, -res); /* the socket tells it once, also one that is to move */
+    }
+    if (netsrv__uring_detached(w, c) || failed) {
         return;
     }
     if (res == -EINVAL && limited) {
@@ -9888,9 +9891,8 @@ static void netsrv__uring_recv_ended(netsrv__worker *w, netsrv_conn *c, int res)
     if (res == 0 && (c->flags & NETSRV__RECV_ON) == 0) {
         return; /* the end comes after what was kept: it will be there again */
     }
-    if (res == 0 || (res < 0 && res != -ECANCELED && res != -ENOBUFS && res != -EINTR &&
-                     res != -EAGAIN)) {
-        netsrv__conn_on_end(w, c, -res);
+    if (res == 0) {
+        netsrv__conn_on_end(w, c, 0);
         return;
     }
     if ((c->flags & NETSRV__RECV_ON) == 0 || (c->interest & NETSRV__URING_RECV) != 0) {

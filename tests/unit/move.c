@@ -586,6 +586,66 @@ static void into_a_full_socket(netsrv_backend b) {
     rig_stop(s, 1000);
 }
 
+static atomic_bool busy_worker;
+
+static void keep_busy(netsrv_server *s, unsigned worker, void *done) {
+    rig_nothing(s, worker, done);
+    CHECK_WITHIN(10000, !atomic_load(&busy_worker));
+}
+
+static size_t consume_and_go(netsrv_conn *c, const void *data, size_t n) {
+    (void)data;
+    go_on(c);
+    return n;
+}
+
+/* The reset is there when the input is looked at that lets it go: it ends as reset all the same. */
+static void after_a_reset(netsrv_backend b) {
+    netsrv_config cfg = move_config(b);
+    atomic_ulong begun = 0;
+    cfg.on_data = consume_and_go;
+    netsrv_server *s = rig_start(&cfg);
+    const int client = peer_connect(netsrv_get_port(s, 0));
+    CHECK_WITHIN(10000, rig_opens() == 1);
+    rig_poke(s);
+    atomic_store(&busy_worker, true);
+    CHECK_EQ(netsrv_post(s, atomic_load(&seen.worker), keep_busy, &begun), NETSRV_OK);
+    CHECK_WITHIN(10000, atomic_load(&begun) == 1);
+    CHECK(peer_say(client, "go"));
+    peer_reset(client);
+    atomic_store(&busy_worker, false);
+    CHECK_WITHIN(10000, rig_closes() == 1);
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_ERROR), 1);
+    CHECK_EQ(atomic_load(&rig_seen.last_errno), ECONNRESET);
+    CHECK_EQ(atomic_load(&rig_seen.eofs), 0);
+    rig_stop(s, 1000);
+}
+
+static size_t refuse_and_go(netsrv_conn *c, const void *data, size_t n) {
+    if (atomic_load(&seen.moves) == 0) {
+        seam_fail_next("ring_entry", ENOBUFS, 2);
+    }
+    go_on(c);
+    netsrv_send(c, data, n);
+    return n;
+}
+
+/* The kernel takes no more requests at first: what cannot be asked for now is asked for later. */
+static void refused_at_first(netsrv_backend b) {
+    netsrv_config cfg = move_config(b);
+    cfg.on_data = refuse_and_go;
+    seam_reset(0);
+    netsrv_server *s = rig_start(&cfg);
+    const int client = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(client, "one") && peer_gets(client, "one"));
+    CHECK_WITHIN(10000, atomic_load(&seen.moves) == 1);
+    CHECK(peer_say(client, "two") && peer_gets(client, "two"));
+    CHECK_WITHIN(10000, atomic_load(&seen.moves) == 2);
+    close(client);
+    rig_stop(s, 1000);
+    seam_reset(0);
+}
+
 static void all(netsrv_backend b) {
     CASE("from worker to worker", from_worker_to_worker(b));
     CASE("with every message, before and after the answer", with_every_message(b, ""));
@@ -596,6 +656,8 @@ static void all(netsrv_backend b) {
     CASE("while paused", while_paused(b));
     CASE("from the beginning", from_the_beginning(b));
     CASE("into a full socket", into_a_full_socket(b));
+    CASE("after a reset", after_a_reset(b));
+    CASE("the request to let go is refused", refused_at_first(b));
     CASE("lines", lines(b));
     CASE("after a half-close", after_half_close(b));
     CASE("the idle timeout goes along", idle_timeout_goes_along(b));
