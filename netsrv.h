@@ -11051,6 +11051,16 @@ static int netsrv__jobs_add_hand(netsrv__pool *p) {
     return error;
 }
 
+static size_t netsrv__jobs_waiting(netsrv__pool *p) {
+    if (p == NULL) {
+        return 0;
+    }
+    pthread_mutex_lock(&p->lock);
+    const size_t n = p->count;
+    pthread_mutex_unlock(&p->lock);
+    return n;
+}
+
 /* Whether more items wait than threads will come to them: those that start, the one that has been
  * called, and those that it calls. Under the lock. */
 static bool netsrv__jobs_lacks_threads(const netsrv__pool *p) {
@@ -11186,7 +11196,35 @@ static void netsrv__jobs_not_due(netsrv__worker *w, const netsrv__job *job) {
 /* A connection that got no thread of its own may have nobody to wait for: try again. */
 static void netsrv__jobs_grow_or_wait(netsrv__worker *w) {
     const bool enough = netsrv__jobs_grow(w->pool);
-    w->own.grow_ms = enough ? 0 : netsrv__sys_now_ms() + NETSRV__RETRY_MS;
+    w->own.grow_ms = enough ? w->own.grow_ms : netsrv__sys_now_ms() + NETSRV__RETRY_MS;
+}
+
+/* Whether work waits that no thread runs for, but for those that other workers are about to create:
+ * that may fail. */
+static bool netsrv__jobs_forlorn(netsrv__pool *p) {
+    pthread_mutex_lock(&p->lock);
+    const bool forlorn = p->head != NULL && p->threads == p->starting;
+    pthread_mutex_unlock(&p->lock);
+    return forlorn;
+}
+
+/* The same for offloaded work. */
+static void netsrv__jobs_grow_for_work(netsrv__worker *w) {
+    netsrv__pool *p = w->srv->offload;
+    if (!netsrv__jobs_grow(p) || netsrv__jobs_forlorn(p)) {
+        w->own.grow_ms = netsrv__sys_now_ms() + NETSRV__RETRY_MS;
+    }
+}
+
+/* Threads that could not be created, for what still waits for one. */
+static void netsrv__jobs_grow_again(netsrv__worker *w) {
+    w->own.grow_ms = 0;
+    if (w->pool != NULL) {
+        netsrv__jobs_grow_or_wait(w);
+    }
+    if (netsrv__jobs_waiting(w->srv->offload) != 0) {
+        netsrv__jobs_grow_for_work(w);
+    }
 }
 
 NETSRV__COLD
@@ -11229,8 +11267,9 @@ static void netsrv__jobs_check_queue(netsrv__worker *w) {
 static void netsrv__jobs_post_ready(netsrv__worker *w) {
     if (w->own.ready != NULL) {
         netsrv__jobs_post_all(w);
-    } else if (w->own.grow_ms != 0 && w->own.now_ms >= w->own.grow_ms) {
-        netsrv__jobs_grow_or_wait(w);
+    }
+    if (w->own.grow_ms != 0 && w->own.now_ms >= w->own.grow_ms) {
+        netsrv__jobs_grow_again(w);
     }
     if (w->own.look_ms != 0 && w->own.now_ms >= w->own.look_ms) {
         netsrv__jobs_check_queue(w);
@@ -11373,7 +11412,7 @@ static int netsrv__jobs_post_work(netsrv__pool *p, netsrv__work *x) {
     x->item.next = NULL;
     netsrv__jobs_reserve(p, 1);
     netsrv__jobs_append(p, &x->item, 0);
-    netsrv__jobs_grow(p);
+    netsrv__jobs_grow_for_work(x->item.owner);
     return 0;
 }
 
@@ -11569,16 +11608,6 @@ static void netsrv__jobs_destroy(netsrv__pool *p, const netsrv_config *cfg) {
         pthread_mutex_destroy(&p->lock);
         netsrv__mem_free(cfg, p, sizeof *p);
     }
-}
-
-static size_t netsrv__jobs_waiting(netsrv__pool *p) {
-    if (p == NULL) {
-        return 0;
-    }
-    pthread_mutex_lock(&p->lock);
-    const size_t n = p->count;
-    pthread_mutex_unlock(&p->lock);
-    return n;
 }
 
 /* ========================================================================== *

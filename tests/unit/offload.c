@@ -437,6 +437,61 @@ static void called_under_the_lock(void) {
     netsrv_destroy(s);
 }
 
+static _Thread_local int allocs_left; /* of the first worker: then it is held, and fails */
+static atomic_int held;               /* 1: it is, 2: it may go on */
+
+static int fail_held(const char *name, unsigned long nth) {
+    (void)nth;
+    if (strcmp(name, "alloc") != 0 || allocs_left == 0 || --allocs_left != 0) {
+        return 0;
+    }
+    atomic_store(&held, 1);
+    WAIT_FOR(20000, atomic_load(&held) == 2);
+    return ENOMEM;
+}
+
+static size_t held_away(netsrv_conn *c, const void *data, size_t n) {
+    allocs_left = netsrv_get_worker(c) == 0 ? 2 : 0;
+    return send_away(c, data, n);
+}
+
+static unsigned in_turn(netsrv_server *s, const netsrv_peer *peer, unsigned accepting) {
+    (void)s;
+    (void)peer;
+    (void)accepting;
+    static atomic_uint next;
+    return atomic_fetch_add(&next, 1) % 2;
+}
+
+/* The thread for which another worker's work waits cannot be created after all. */
+static void nobody_comes(netsrv_backend b) {
+    netsrv_config cfg = offload_config(b);
+    cfg.workers = 2;
+    cfg.on_data = held_away;
+    cfg.pick = in_turn;
+    cfg.place = NETSRV_PLACE_CUSTOM;
+    reset(true);
+    seam_reset(0);
+    atomic_store(&held, 0);
+    netsrv_server *s = rig_start(&cfg);
+    const int first = peer_connect(netsrv_get_port(s, 0));
+    CHECK_WITHIN(5000, rig_opens() == 1);
+    const int second = peer_connect(netsrv_get_port(s, 0));
+    CHECK_WITHIN(5000, rig_opens() == 2);
+    SEAM_SET(decider, fail_held);
+    CHECK(peer_say(first, "a"));
+    CHECK_WITHIN(5000, atomic_load(&held) == 1);
+    CHECK(peer_say(second, "b"));
+    CHECK_WITHIN(5000, netsrv__jobs_waiting(s->offload) == 1);
+    atomic_store(&held, 2);
+    CHECK(peer_gets(first, "!"));
+    CHECK(peer_gets(second, "b"));
+    SEAM_SET(decider, NULL);
+    close(first);
+    close(second);
+    rig_stop(s, 1000);
+}
+
 static void cases(netsrv_backend b) {
     CASE("work comes back, in order where asked", comes_back(b));
     CASE("side by side", side_by_side(b));
@@ -445,6 +500,7 @@ static void cases(netsrv_backend b) {
     CASE("cancelled at once", cancelled_at_once(b));
     CASE("at the bound", at_the_bound(b));
     CASE("no thread", without_threads(b));
+    CASE("no thread after all", nobody_comes(b));
     CASE("a stop waits for work", stop_waits(b, true));
     CASE("a stop cannot end work", stop_waits(b, false));
     CASE("moved meanwhile", moved(b));
