@@ -7199,8 +7199,9 @@ static void netsrv__accept_give_up(netsrv__worker *w, bool reserved) {
  * if callbacks elsewhere may ask when the socket is disconnected already. The program can ask the
  * socket itself. False if nothing can be said of it. */
 static bool netsrv__accept_peer(const netsrv_server *srv, int fd, netsrv__addr *peer) {
-    if (srv->cfg.max_conns_per_address != NETSRV_OFF || srv->pool != NULL ||
-        srv->cfg.place == NETSRV_PLACE_PEER_HASH || srv->cfg.place == NETSRV_PLACE_CUSTOM) {
+    if (srv->cfg.max_conns_per_address != NETSRV_OFF || srv->cfg.stuck_ms != NETSRV_OFF ||
+        srv->pool != NULL || srv->cfg.place == NETSRV_PLACE_PEER_HASH ||
+        srv->cfg.place == NETSRV_PLACE_CUSTOM) {
         return netsrv__net_peer(fd, peer);
     }
     memset(peer, 0, sizeof *peer);
