@@ -317,7 +317,7 @@ static void set_many(netsrv_server *s) {
     unsigned wrong = 0;
     for (uint32_t i = 0; i < MANY; i++) {
         many[i].fn = note_many;
-        const uint32_t in = 100000 + (uint32_t)(seam_mix(i) % 86400000u);
+        const uint32_t in = 400000 + (uint32_t)(seam_mix(i) % 86000000u);
         wrong += netsrv_timer_start(s, &many[i], in, 0) != NETSRV_OK;
     }
     for (uint32_t i = 0; i < MANY; i += 2) {

@@ -240,7 +240,8 @@ static void slow_readers(netsrv_backend b) {
     }
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0 && rig_opens() == SLOW);
     CHECK(rig_rests(200));
-    CHECK_LE(rig_total(s).queued_bytes, SLOW * 150000ul);
+    /* What is left at the low mark, and one more, both whole. */
+    CHECK_LE(rig_total(s).queued_bytes, SLOW * 2 * 100200ul);
     CHECK_LE(check_alloc_bytes() - before, SLOW * 300000l);
     CHECK(peer_skip(fd[7], 3000000) == 3000000);
     CHECK_LE(check_alloc_bytes() - before, SLOW * 300000l);
@@ -248,7 +249,7 @@ static void slow_readers(netsrv_backend b) {
         close(fd[i]);
     }
     CHECK_WITHIN(5000, rig_closes() == SLOW);
-    CHECK_EQ(rig_total(s).queued_bytes, 0);
+    CHECK_WITHIN(5000, rig_total(s).queued_bytes == 0);
     rig_stop(s, 0);
 }
 
