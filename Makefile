@@ -3,6 +3,7 @@
 # make test             the quick suite: a few minutes
 # make check-all        everything else: sanitizers, compilers, torture, soak
 # make cross            builds for other systems and processors, runs what can be emulated
+# make kernels          the tests on other Linux kernels, emulated (needs qemu-system-x86_64)
 # make install          header, command, man page, pkg-config file (PREFIX, DESTDIR)
 # make uninstall clean
 
@@ -32,7 +33,7 @@ KQUEUE    := $(shell pkg-config --libs libkqueue) \
              -Wl,-rpath,$(shell pkg-config --variable=libdir libkqueue)
 endif
 
-.PHONY: all run test check-all cross install uninstall clean tools debug units
+.PHONY: all run test check-all cross kernels install uninstall clean tools debug units
 .DELETE_ON_ERROR:
 
 all: $(B)/netsrv $(EXAMPLES:%=$(B)/examples/%)
@@ -94,6 +95,10 @@ check-all:
 # A cross compiler with the other systems' headers is fetched into .build/ on demand.
 cross: tools
 	@tests/cross
+
+# Kernels are fetched into .build/ from where apt gets its packages.
+kernels: tools debug units
+	@tests/kernels
 
 # ---- installing ----------------------------------------------------------------------------------
 

@@ -41,7 +41,8 @@ static const char usage_text[] =
     "  ADDRESS  127.0.0.1:7000  [::1]:7000  unix:/path  unix:@name\n"
     "\n"
     "  -n N     connections in all (1)         -p N     of these at once (all)\n"
-    "  -i MS    time between two starts (0)    -d MS    deadline of every wait (10000)\n"
+    "  -i MS    time between two starts (0)    -d MS    deadline of every wait (10000),\n"
+    "                                          times CHECK_SCALE of the environment\n"
     "  -b IP    bind to this IPv4 address; 127.0.0.2-50 takes one after the other\n"
     "  -c N     longest random chunk (262144)  -s SEED  of chunks and data (1)\n"
     "  -l       the stream is text in lines, not arbitrary bytes\n"
@@ -1174,6 +1175,7 @@ static void option(int letter, const char *value) {
 }
 
 static void options_parse(int argc, char **argv) {
+    const char *scale = getenv("CHECK_SCALE");
     int letter;
     g.o.count = 1;
     g.o.deadline_ms = 10000;
@@ -1182,6 +1184,7 @@ static void options_parse(int argc, char **argv) {
     while ((letter = getopt(argc, argv, "+n:p:i:d:b:c:s:k:a:lqth")) != -1) {
         option(letter, optarg);
     }
+    g.o.deadline_ms *= scale != NULL ? parse_number(scale, "CHECK_SCALE") : 1;
     if (argc - optind < 2 || g.o.count == 0 || g.o.chunk_max == 0 || g.o.chunk_max > CHUNK_MAX) {
         fputs(usage_text, stderr);
         exit(2);

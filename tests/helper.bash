@@ -10,7 +10,8 @@ BUILT=$B${VARIANT:+/$VARIANT}
 NETSRV_BIN=${NETSRV_BIN:-$BUILT/netsrv-debug}
 CLIENT=$B/client
 JSON=$B/json
-DEADLINE=${DEADLINE:-20} # seconds that any one wait may take
+# Seconds that any one wait may take; more on a machine that is CHECK_SCALE times slower.
+DEADLINE=${DEADLINE:-$((20 * ${CHECK_SCALE:-1}))}
 
 export ASAN_OPTIONS=detect_leaks=1:abort_on_error=0:exitcode=99
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
