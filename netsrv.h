@@ -10731,8 +10731,8 @@ static void netsrv__jobs_wake_workers(netsrv_server *srv) {
 
 /* Posts a chain for which there is room, and gives back the room that is left: another worker may
  * have been refused it. True if some of it may wait although a thread is idle. */
-static bool netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t left) {
-    const uint64_t now_us = first != NULL ? first->queued_us : 0;
+static bool netsrv__jobs_append(netsrv__pool *p, netsrv__item *first, size_t left,
+                                uint64_t now_us) {
     pthread_mutex_lock(&p->lock);
     while (first != NULL) {
         netsrv__item *next = first->next;
@@ -11246,7 +11246,7 @@ static void netsrv__jobs_post_all(netsrv__worker *w) {
         end = &job->item.next;
         room--;
     }
-    const bool look = netsrv__jobs_append(w->pool, first, room);
+    const bool look = netsrv__jobs_append(w->pool, first, room, now_us);
     w->own.look_ms = look ? netsrv__sys_now_ms() + 1 : w->own.look_ms;
     netsrv__jobs_grow_or_wait(w);
     netsrv__jobs_hold(w);
@@ -11265,14 +11265,14 @@ static void netsrv__jobs_check_queue(netsrv__worker *w) {
 
 /* Once a turn. */
 static void netsrv__jobs_post_ready(netsrv__worker *w) {
+    if (w->own.look_ms != 0 && w->own.now_ms >= w->own.look_ms) {
+        netsrv__jobs_check_queue(w); /* before it is put off by what is posted now */
+    }
     if (w->own.ready != NULL) {
         netsrv__jobs_post_all(w);
     }
     if (w->own.grow_ms != 0 && w->own.now_ms >= w->own.grow_ms) {
         netsrv__jobs_grow_again(w);
-    }
-    if (w->own.look_ms != 0 && w->own.now_ms >= w->own.look_ms) {
-        netsrv__jobs_check_queue(w);
     }
 }
 
@@ -11411,7 +11411,7 @@ static int netsrv__jobs_post_work(netsrv__pool *p, netsrv__work *x) {
     x->posted = true;
     x->item.next = NULL;
     netsrv__jobs_reserve(p, 1);
-    netsrv__jobs_append(p, &x->item, 0);
+    netsrv__jobs_append(p, &x->item, 0, x->item.queued_us);
     netsrv__jobs_grow_for_work(x->item.owner);
     return 0;
 }

@@ -447,7 +447,7 @@ static void room_given_back(void) {
     CHECK_EQ(netsrv__jobs_reserve(s->pool, 1), 1);
     CHECK_EQ(netsrv__jobs_reserve(s->pool, 1), 0);
     CHECK_EQ(poll(&p, 1, 0), 0);
-    netsrv__jobs_append(s->pool, NULL, 1);
+    netsrv__jobs_append(s->pool, NULL, 1, 0);
     CHECK_EQ(poll(&p, 1, 0), 1);
     netsrv_destroy(s);
 }
@@ -473,7 +473,7 @@ static void called_when_needed(void) {
         idle.called = false;
         p->count = 1;
         item.next = NULL;
-        CHECK_EQ(netsrv__jobs_append(p, &item, 0), why == 0 || why == 4);
+        CHECK_EQ(netsrv__jobs_append(p, &item, 0, item.queued_us), why == 0 || why == 4);
         CHECK_EQ(idle.called, why != 0 && why != 4);
     }
     p->head = NULL;
@@ -493,11 +493,13 @@ static void hold_loop(netsrv_server *s, unsigned worker, void *arg) {
     WAIT_FOR(20000, atomic_load(&loop_held) == 2);
 }
 
-/* All in one batch, the long one in front, after many short ones: those behind it are served. */
-static void behind_a_long_one(netsrv_backend b) {
+/* All in one batch, the long one in front, after many short ones: those behind it are served, in
+ * the queue or where they wait for room in it. */
+static void behind_a_long_one(netsrv_backend b, uint32_t jobs_max_count) {
     netsrv_config cfg = job_config(b, POOL, 3);
     int fd[CROWD];
     cfg.workers = 1;
+    cfg.jobs_max_count = jobs_max_count;
     cfg.on_data = gated_data;
     gate_close();
     netsrv_server *s = rig_start(&cfg);
@@ -1018,7 +1020,8 @@ static void cases(netsrv_backend b) {
     CASE("a full queue", full_queue(b));
     CASE("held is not idle", held_is_not_idle(b, false));
     CASE("held, then nothing to wait for", held_is_not_idle(b, true));
-    CASE("short ones behind a long one", behind_a_long_one(b));
+    CASE("short ones behind a long one", behind_a_long_one(b, 0));
+    CASE("short ones behind a long one, a full queue", behind_a_long_one(b, 2));
     CASE("a chatty client shares", chatty_one_shares(b));
     CASE("threads of connections", own_threads(b));
     CASE("more connections than threads", more_than_threads(b, false));

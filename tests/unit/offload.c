@@ -428,7 +428,7 @@ static void called_under_the_lock(void) {
     REQUIRE(pthread_create(&thread, NULL, wait_as_idle, &hand) == 0);
     CHECK_WITHIN(5000, is_idle(p));
     SEAM_SET(at_point, expect_awake);
-    netsrv__jobs_append(p, &item, 0);
+    netsrv__jobs_append(p, &item, 0, item.queued_us);
     SEAM_SET(at_point, NULL);
     pthread_join(thread, NULL);
     pthread_cond_destroy(&hand.wake);

@@ -10,6 +10,7 @@
 #include <linux/filter.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 
 #define RING NETSRV_BACKEND_IO_URING
@@ -336,7 +337,18 @@ static void never_readers(void) {
     rig_stop(s, 0);
 }
 
+/* Both ends of a thousand connections are here. */
+static void allow_descriptors(void) {
+    struct rlimit limit;
+    REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+    if (limit.rlim_cur < 4096) {
+        limit.rlim_cur = limit.rlim_max < 4096 ? limit.rlim_max : 4096;
+        setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 static void served(void) {
+    allow_descriptors();
     CASE("no incremental buffers", old_kernel(no_incremental));
     CASE("no registered ring", old_kernel(no_register_but_buffers));
     CASE("no limit for a request", old_kernel(no_limit));
