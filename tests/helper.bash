@@ -345,16 +345,17 @@ arrangements() {
     done
 }
 
-# quick_arrangements: of the acceptor's many, every place and transfer once, triggers in turn. On
-# io_uring, shared is the same as exclusive.
+# quick_arrangements: every way to accept and place, with the transfers and an acceptor's triggers and
+# numbers in turn. On io_uring, shared is the same as exclusive.
 quick_arrangements() {
     arrangements "$@" | awk '
         /-b io_uring -a shared -p [^o]/ { next }
-        !/-a acceptor/ { print; next }
+        !/--transfer/ { print; next }
         /-b (poll|io_uring)/ { print; next }
-        { key = $0; sub(/--trigger.*/, "", key)
-          if (key != last) { last = key; i = 0; turn++ }
-          if (i++ == turn % 6) { print } }'
+        { pair = $0; sub(/ --transfer.*/, "", pair)
+          if (pair != last) { last = pair; i = 0; turn++ }
+          if (!/-p keep/ && /--transfer direct/ != turn % 2) { next }
+          if (!/-a acceptor/ || i++ == turn % 6) { print } }'
 }
 
 # few_arrangements: enough to pass through every part of the code.

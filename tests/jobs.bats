@@ -10,8 +10,9 @@ one_sleeps() {
     local began=$SECONDS
     client -q -n 20 -d 20000 "$ADDR" C 'Shello\n' 'Rhello\n' F E
     ((SECONDS - began < 7))
-    let_go
-    stop
+    kill -KILL "$PID"
+    exec 9>&-
+    reap
 }
 
 @test "a handler that sleeps delays nobody else: on a pool" { one_sleeps -t 2; }
