@@ -243,7 +243,7 @@
        workers, and what runs on handler and offload threads, which are told by their number. A
        thread of its own watches all others, so it works with one worker, and when all are stuck;
        the first line comes from that thread, the second from the one that was stuck. It wakes up
-       once in stuck_ms, and a callback costs about a tenth of a microsecond more: off unless asked
+       once in stuck_ms, and a callback costs about 400 instructions more: off unless asked
        for. It is never early, and late only by what it takes to wake a thread. New connections go
        elsewhere in any case, after stall_ms.
 
