@@ -348,7 +348,7 @@
        (A FIFO that is opened for reading and writing never hangs up.)
 
        Watches do not keep a server from stopping. They are served until the last connection of the
-       worker has ended, and are gone after on_worker_stop.
+       server has ended, and are gone after on_worker_stop.
 
    TIMERS
 
@@ -363,8 +363,8 @@
        same turn: one that was stopped is not called. A timer that is called once is free from its
        call on; a repeated one is set for its next time before it is called.
 
-       Timers hold up no stop. They are called until their worker ends; what is still set then is
-       taken back without a call, before on_worker_stop.
+       Timers hold up no stop. They are called, as watches are, until the last connection of the
+       server has ended; what is still set then is taken back without a call, before on_worker_stop.
 
    OUTGOING CONNECTIONS
 
@@ -2407,6 +2407,7 @@ struct netsrv__worker {
     char pad_before_shared[NETSRV__CACHE_LINE];
     netsrv__mailbox mailbox;
     _Atomic uint32_t load;       /* connections here and on the way here */
+    atomic_bool idle;            /* the server stops, and nothing is left here */
     _Atomic uint32_t busy_since; /* time stamp of the turn, or 0 while waiting */
     char pad_before_count[NETSRV__CACHE_LINE];
     netsrv__counters count; /* written by this thread */
@@ -11879,6 +11880,12 @@ static bool netsrv__worker_time_over(const netsrv__worker *w) {
     return at != 0 && at != NETSRV__DRAIN && (int32_t)((uint32_t)w->own.now_ms - at) >= 0;
 }
 
+static void netsrv__worker_wake_all(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
+    }
+}
+
 static void netsrv__worker_close_listeners(netsrv_server *srv) {
     for (unsigned i = 0; i < srv->listener_count; i++) {
         netsrv__net_close_listener(&srv->listeners[i]);
@@ -11892,9 +11899,7 @@ static void netsrv__worker_sweep(netsrv__worker *w) {
     netsrv__accept_sweep(w);
     netsrv__worker_close_listeners(srv);
     atomic_store(&srv->swept, true);
-    for (unsigned i = 0; i < srv->group_count; i++) {
-        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
-    }
+    netsrv__worker_wake_all(srv);
 }
 
 /* Unwatches the listeners and says so. */
@@ -11964,10 +11969,30 @@ static void netsrv__worker_force(netsrv__worker *w) {
     }
 }
 
-/* Nothing here, nothing on the way, and from now on nothing will be sent here. */
+/* Nothing here and nothing on the way. Said to the others, which wait for each other's end. */
+static bool netsrv__worker_idle(netsrv__worker *w) {
+    const bool idle = atomic_load(&w->srv->swept) && atomic_load(&w->load) == 0 &&
+                      w->own.slab.live == 0 && w->own.work_count == 0;
+    if (atomic_exchange(&w->idle, idle) != idle && idle) {
+        netsrv__worker_wake_all(w->srv);
+    }
+    return idle;
+}
+
+static bool netsrv__worker_all_idle(const netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->cfg.workers; i++) {
+        if (!atomic_load(&srv->workers[i].idle)) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Watches, timers and posted calls go on while anybody is served on any thread. From now on, nothing
+ * will be sent here. */
 static bool netsrv__worker_finished(netsrv__worker *w) {
-    return atomic_load(&w->srv->swept) && atomic_load(&w->load) == 0 &&
-           w->own.slab.live == 0 && w->own.work_count == 0 && netsrv__mailbox_shut(&w->mailbox);
+    return netsrv__worker_idle(w) && netsrv__worker_all_idle(w->srv) &&
+           netsrv__mailbox_shut(&w->mailbox);
 }
 
 /* False when the thread has nothing left to do. */
@@ -12066,6 +12091,7 @@ static bool netsrv__worker_turn(netsrv__worker *w) {
 static int netsrv__worker_open(netsrv__worker *w) {
     memset(&w->own, 0, sizeof w->own);
     w->own.now_ms = netsrv__sys_now_ms();
+    atomic_store(&w->idle, false);
     w->own.random = w->srv->seed[0] ^ ((uint64_t)(w->index + 1) * UINT64_C(0x9e3779b97f4a7c15));
     w->own.random += w->own.random == 0 ? 1 : 0;
     netsrv__timer_init(&w->own.wheel, w->own.now_ms);
@@ -12534,17 +12560,11 @@ static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_er
     return NETSRV_OK;
 }
 
-static void netsrv__server_wake(netsrv_server *srv) {
-    for (unsigned i = 0; i < srv->group_count; i++) {
-        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
-    }
-}
-
 /* A stop that came first goes on as it is. */
 static void netsrv__server_drain(netsrv_server *srv) {
     uint32_t none = 0;
     atomic_compare_exchange_strong(&srv->stop_at, &none, NETSRV__DRAIN);
-    netsrv__server_wake(srv);
+    netsrv__worker_wake_all(srv);
 }
 
 /* The deadline is the earliest that anybody asked for. */
@@ -12558,7 +12578,7 @@ static void netsrv__server_stop(netsrv_server *srv, uint32_t grace_ms) {
             break;
         }
     }
-    netsrv__server_wake(srv);
+    netsrv__worker_wake_all(srv);
 }
 
 /* One step of the start: until every thread has reported. */
@@ -13283,7 +13303,7 @@ NETSRV_API void netsrv_drain(netsrv_server *s) {
 NETSRV_API void netsrv_pause_accept(netsrv_server *s) {
     const int saved = errno;
     atomic_store(&s->halted, true);
-    netsrv__server_wake(s);
+    netsrv__worker_wake_all(s);
     errno = saved;
 }
 

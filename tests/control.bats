@@ -103,10 +103,13 @@ tell() { printf "$@" >"$CTL"; }
     clean "$DIR"
 }
 
-@test "stop, also after drain" {
-    controlled echo
+@test "stop, also after drain, whichever worker has the client" {
+    controlled echo -w 4
     hold 1 -- C Sa Ra U E
-    tell 'drain\nstop\n'
+    tell 'drain\n'
+    until_true says 'control: drains'
+    quiet "$PID"
+    tell 'stop\n'
     until_true says 'control: stops'
     let_go
     [ "$(exit_code "$DIR")" = 0 ]

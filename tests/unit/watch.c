@@ -545,6 +545,37 @@ static void sends_to_a_connection(netsrv_backend backend) {
     bell_discard(&b);
 }
 
+static unsigned pick_second(netsrv_server *s, const netsrv_peer *peer, unsigned accepting) {
+    (void)s;
+    (void)peer;
+    (void)accepting;
+    return 1;
+}
+
+/* A worker without clients is there for the program as long as another one serves some: a channel
+ * of commands that died with the first drained worker could not say "stop". */
+static void served_while_others_are(netsrv_backend backend) {
+    netsrv_config cfg = rig_config(backend, 2);
+    cfg.accept = NETSRV_ACCEPT_SINGLE;
+    cfg.place = NETSRV_PLACE_CUSTOM;
+    cfg.pick = pick_second;
+    netsrv_server *s = rig_start(&cfg);
+    bell b;
+    bell_make(&b, take_one);
+    bell_expect(s, bell_watch, &b, NETSRV_OK);
+    const int client = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(client, "hi") && peer_gets(client, "hi"));
+    netsrv_drain(s);
+    CHECK(rig_rests(50));
+    bell_ring(&b, "x");
+    CHECK_WITHIN(5000, atomic_load(&b.rings) == 1);
+    bell_expect(s, bell_change, &b, NETSRV_OK);
+    CHECK(peer_say(client, "more") && peer_gets(client, "more"));
+    close(client);
+    rig_end(s);
+    bell_discard(&b);
+}
+
 /* ---- failing calls --------------------------------------------------------------------------- */
 
 static const char *registering(netsrv_backend backend) {
@@ -640,6 +671,7 @@ static void all(netsrv_backend b) {
     CASE("busy at a stop", busy_at_stop(b, 1000));
     CASE("busy at a sudden stop", busy_at_stop(b, 0));
     CASE("sends to a connection", sends_to_a_connection(b));
+    CASE("served while others are", served_while_others_are(b));
     CASE("cannot register", cannot_register(b));
     CASE("cannot forget", cannot_forget(b));
 }
