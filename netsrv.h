@@ -4652,7 +4652,7 @@ static void netsrv__timer_woke(netsrv__worker *w) {
 /* ========================================================================== *
  *  [mailbox] Messages from any thread to one worker, and how it is woken
  *  uses:   mem util sys
- *  thread: post, wake_signal = any; the rest = owner
+ *  thread: post, wake_signal, wake_all = any; the rest = owner
  * ========================================================================== */
 
 static int netsrv__mailbox_wake_open(netsrv__wake *wake) {
@@ -4690,6 +4690,13 @@ static void netsrv__mailbox_wake_signal(const netsrv__wake *wake) {
         if (netsrv__sys_write(wake->write_fd, &one, sizeof one) >= 0 || errno == EAGAIN) {
             return;
         }
+    }
+}
+
+/* Every thread of the server. Also in signal handlers. */
+static void netsrv__mailbox_wake_all(netsrv_server *srv) {
+    for (unsigned i = 0; i < srv->group_count; i++) {
+        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
     }
 }
 
@@ -11880,12 +11887,6 @@ static bool netsrv__worker_time_over(const netsrv__worker *w) {
     return at != 0 && at != NETSRV__DRAIN && (int32_t)((uint32_t)w->own.now_ms - at) >= 0;
 }
 
-static void netsrv__worker_wake_all(netsrv_server *srv) {
-    for (unsigned i = 0; i < srv->group_count; i++) {
-        netsrv__mailbox_wake_signal(&srv->groups[i].wake);
-    }
-}
-
 static void netsrv__worker_close_listeners(netsrv_server *srv) {
     for (unsigned i = 0; i < srv->listener_count; i++) {
         netsrv__net_close_listener(&srv->listeners[i]);
@@ -11899,7 +11900,7 @@ static void netsrv__worker_sweep(netsrv__worker *w) {
     netsrv__accept_sweep(w);
     netsrv__worker_close_listeners(srv);
     atomic_store(&srv->swept, true);
-    netsrv__worker_wake_all(srv);
+    netsrv__mailbox_wake_all(srv);
 }
 
 /* Unwatches the listeners and says so. */
@@ -11974,7 +11975,7 @@ static bool netsrv__worker_idle(netsrv__worker *w) {
     const bool idle = atomic_load(&w->srv->swept) && atomic_load(&w->load) == 0 &&
                       w->own.slab.live == 0 && w->own.work_count == 0;
     if (atomic_exchange(&w->idle, idle) != idle && idle) {
-        netsrv__worker_wake_all(w->srv);
+        netsrv__mailbox_wake_all(w->srv);
     }
     return idle;
 }
@@ -11988,8 +11989,8 @@ static bool netsrv__worker_all_idle(const netsrv_server *srv) {
     return true;
 }
 
-/* Watches, timers and posted calls go on while anybody is served on any thread. From now on, nothing
- * will be sent here. */
+/* Watches, timers and posted calls go on while anybody is served on any thread. From now on,
+ * nothing will be sent here. */
 static bool netsrv__worker_finished(netsrv__worker *w) {
     return netsrv__worker_idle(w) && netsrv__worker_all_idle(w->srv) &&
            netsrv__mailbox_shut(&w->mailbox);
@@ -12564,7 +12565,7 @@ static netsrv_result netsrv__server_create_threads(netsrv_server *srv, netsrv_er
 static void netsrv__server_drain(netsrv_server *srv) {
     uint32_t none = 0;
     atomic_compare_exchange_strong(&srv->stop_at, &none, NETSRV__DRAIN);
-    netsrv__worker_wake_all(srv);
+    netsrv__mailbox_wake_all(srv);
 }
 
 /* The deadline is the earliest that anybody asked for. */
@@ -12578,7 +12579,7 @@ static void netsrv__server_stop(netsrv_server *srv, uint32_t grace_ms) {
             break;
         }
     }
-    netsrv__worker_wake_all(srv);
+    netsrv__mailbox_wake_all(srv);
 }
 
 /* One step of the start: until every thread has reported. */
@@ -13303,7 +13304,7 @@ NETSRV_API void netsrv_drain(netsrv_server *s) {
 NETSRV_API void netsrv_pause_accept(netsrv_server *s) {
     const int saved = errno;
     atomic_store(&s->halted, true);
-    netsrv__worker_wake_all(s);
+    netsrv__mailbox_wake_all(s);
     errno = saved;
 }
 
