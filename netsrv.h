@@ -142,17 +142,17 @@
 
        io_uring (Linux 6.1 and newer) is used only if asked for by name. The same callbacks in the
        same order; requests are submitted and answers taken in one system call a turn, and input
-       lies in a pool of 1 MiB for each worker, of which an idle connection holds nothing. Where the
-       kernel cannot bound what it delivers for one request (before 6.17), a turn may bring up to
-       the pool's size from one connection before a pause takes effect; later ones keep to four
-       times bytes_per_turn, but 256 KiB, the first time, and to bytes_per_turn from then on.
-       exclusive and shared are the same: a lasting request for connections on each worker. At a
-       limit, connections that the kernel has accepted already are held until there is a place, so
-       that clients wait as they would in the backlog. A listener's request keeps to the limit of
-       descriptors of the time when it was made. Refused by name, with the reason, where the kernel
-       does not have it or a sandbox forbids it; a sandbox that kills the process instead cannot be
-       asked. NETSRV_NO_IO_URING in the environment (set, and not "0") switches it off, and so does
-       the macro of that name at compile time.
+       lies in a pool of 1 MiB for each worker, of which an idle connection holds nothing. A turn
+       may bring twice bytes_per_turn from a connection before a pause or the high mark takes
+       effect, and 256 KiB more the first time; where the kernel cannot bound what it delivers for
+       one request (before 6.17), the pool's size the first time. exclusive and shared are the same:
+       a lasting request for connections on each worker. At a limit, connections that the kernel has
+       accepted already are held until there is a place, so that clients wait as they would in the
+       backlog. A listener's request keeps to the limit of descriptors of the time when it was made.
+       Refused by name, with the reason, where the kernel does not have it or a sandbox forbids it;
+       a sandbox that kills the process instead cannot be asked. NETSRV_NO_IO_URING in the
+       environment (set, and not "0") switches it off, and so does the macro of that name at compile
+       time.
 
        Measured on Linux 6.18 over loopback, client and server on one processor, CPU per operation
        beside a bare epoll loop of recv(2) and send(2): 0.96 with 50 and with 1000 connections of 64
@@ -9135,7 +9135,8 @@ struct netsrv__uring {
     size_t pool_memory_bytes;
     bool registered;
     bool incremental; /* the kernel fills a buffer by and by */
-    uint32_t recv_limit; /* bytes a request for input may bring; 0 = this kernel cannot be told */
+    bool recv_bounded;   /* the kernel ends a lasting request for input after so many bytes: */
+    uint32_t recv_limit;
     uint32_t recv_first; /* ... of a connection whose input never had to stop */
     /* connections that wait for a buffer, first come first served */
     netsrv_conn *parked;
@@ -9399,7 +9400,10 @@ static netsrv__sqe *netsrv__uring_conn_entry(netsrv__uring *u, const netsrv_conn
     return netsrv__uring_entry(u, op, c->fd, netsrv__conn_token(c) | of);
 }
 
+/* Lasting, and with a limit. Where the kernel knows none (before 6.17), a peer may fill the buffers
+ * beyond its high mark: once, for then it is asked for one buffer at a time. */
 static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
+    const bool stopped = (c->interest & NETSRV__URING_STOPPED) != 0;
     netsrv__sqe *sqe = netsrv__uring_conn_entry(u, c, NETSRV__RING_RECV, NETSRV__URING_OF_RECV);
     if (sqe == NULL) {
         return ENOBUFS;
@@ -9408,11 +9412,14 @@ static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
     sqe->flags = NETSRV__RING_SQE_BUFFER;
     sqe->group = NETSRV__RING_GROUP;
     c->interest |= NETSRV__URING_RECV;
-    if (u->recv_limit != 0) {
-        sqe->file_index = (c->interest & NETSRV__URING_STOPPED) != 0 ? u->recv_limit
-                                                                     : u->recv_first;
+    if (u->recv_bounded) {
+        sqe->file_index = stopped ? u->recv_limit : u->recv_first;
+        sqe->len = u->recv_limit; /* at once: the last piece may exceed the limit by that */
         sqe->off = NETSRV_SEAM_FAULT("recv_limit") != 0; /* refused as a kernel before 6.17 does */
         c->interest |= NETSRV__URING_LIMITED;
+    } else if (stopped) {
+        sqe->ioprio = NETSRV__RING_POLL_FIRST;
+        sqe->len = u->recv_limit;
     }
     return 0;
 }
@@ -9893,7 +9900,7 @@ static void netsrv__uring_recv_ended(netsrv__worker *w, netsrv_conn *c, int res)
         return;
     }
     if (res == -EINVAL && limited) {
-        u->recv_limit = 0;
+        u->recv_bounded = false;
         res = -EINTR;
     }
     if (res == 0 && (c->flags & NETSRV__RECV_ON) == 0) {
@@ -10243,6 +10250,7 @@ static int netsrv__uring_open(netsrv__worker *w) {
     }
     w->own.uring = u;
     u->ring.fd = -1;
+    u->recv_bounded = true;
     u->recv_limit = w->cfg->bytes_per_turn;
     u->recv_first = netsrv__uring_first_limit(u->recv_limit);
     u->last_conn = UINT64_MAX;

@@ -484,7 +484,7 @@ static inline size_t rig_uring_turn(const netsrv_config *cfg) {
         (major > 6 || (major == 6 && minor >= 17))) {
         const size_t turn = cfg->bytes_per_turn > 0 ? cfg->bytes_per_turn : cfg->recv_buffer_bytes;
         const size_t first = turn < 64 << 10 ? 4 * turn : 256 << 10;
-        return turn > first ? turn : first;
+        return turn + (turn > first ? turn : first);
     }
     return cfg->recv_buffer_bytes > 256 << 10 ? 4 * cfg->recv_buffer_bytes : 1 << 20;
 }

@@ -318,6 +318,51 @@ static void pause_is_bounded(seam_decider lacks) {
     seam_reset(0);
 }
 
+static atomic_uint pauses;
+
+static size_t take_and_pause(netsrv_conn *c, const void *data, size_t n) {
+    (void)data;
+    netsrv_pause(c);
+    atomic_store(&paused_id, netsrv_get_id(c));
+    atomic_fetch_add(&shown, n);
+    atomic_fetch_add(&pauses, 1);
+    return n;
+}
+
+/* From the second pause of a connection on, each is followed by two turns' bytes at most, on
+ * every kernel. */
+static void later_pauses(seam_decider lacks) {
+    netsrv_config cfg = rig_config(RING, 1);
+    pthread_t t;
+    cfg.on_data = take_and_pause;
+    cfg.bytes_per_turn = 20000;
+    cfg.input_max_bytes = 16 << 20;
+    atomic_store(&shown, 0);
+    atomic_store(&pauses, 0);
+    seam_reset(0);
+    SEAM_SET(decider, lacks);
+    netsrv_server *s = rig_start(&cfg);
+    int fd = peer_connect(netsrv_get_port(s, 0));
+    pthread_create(&t, NULL, talk_out, &fd);
+    unsigned long long before = 0;
+    for (unsigned i = 1; atomic_load(&shown) < 1 << 20; i++) {
+        CHECK_WITHIN(5000, atomic_load(&pauses) >= i);
+        rig_poke(s);
+        CHECK(rig_rests(i < 4 ? 50 : 1));
+        const unsigned long long now = rig_total(s).bytes_in;
+        CHECK_LE(now - before, i == 1 ? 1 << 20 : 2 * cfg.bytes_per_turn);
+        before = now;
+        CHECK_EQ(netsrv_post(s, 0, resume, NULL), NETSRV_OK);
+    }
+    CHECK_EQ(netsrv_post(s, 0, resume, NULL), NETSRV_OK);
+    CHECK_EQ(peer_end(fd), PEER_FIN);
+    pthread_join(t, NULL);
+    close(fd);
+    CHECK_EQ(atomic_load(&shown), 1 << 20);
+    rig_stop(s, 1000);
+    seam_reset(0);
+}
+
 /* Those who never read hold no buffer: the others are served as ever. */
 static void never_readers(void) {
     static char bytes[400000];
@@ -360,6 +405,8 @@ static void served(void) {
     CASE("small rings, a sudden stop", small_ring(0));
     CASE("what comes after a pause", pause_is_bounded(NULL));
     CASE("what comes after a pause, without a limit", pause_is_bounded(no_limit));
+    CASE("what comes after later pauses", later_pauses(NULL));
+    CASE("what comes after later pauses, without a limit", later_pauses(no_limit));
     CASE("never-reading clients", never_readers());
 }
 
