@@ -348,7 +348,7 @@
        (A FIFO that is opened for reading and writing never hangs up.)
 
        Watches do not keep a server from stopping. They are served until the last connection of the
-       server has ended, and are gone after on_worker_stop.
+       server has ended or the time of the stop is over, and are gone after on_worker_stop.
 
    TIMERS
 
@@ -363,8 +363,8 @@
        same turn: one that was stopped is not called. A timer that is called once is free from its
        call on; a repeated one is set for its next time before it is called.
 
-       Timers hold up no stop. They are called, as watches are, until the last connection of the
-       server has ended; what is still set then is taken back without a call, before on_worker_stop.
+       Timers hold up no stop. They are called as long as watches are; what is still set then is
+       taken back without a call, before on_worker_stop.
 
    OUTGOING CONNECTIONS
 
@@ -2396,6 +2396,7 @@ struct netsrv__worker {
         uint64_t random;
         netsrv__phase phase;
         unsigned stop_turns;
+        bool idle; /* the server stops, and nothing is left here */
         unsigned accept_failures; /* in a row */
         bool opened; /* io->open succeeded */
         bool timers_over; /* no timer of the program's is set any more */
@@ -2407,7 +2408,6 @@ struct netsrv__worker {
     char pad_before_shared[NETSRV__CACHE_LINE];
     netsrv__mailbox mailbox;
     _Atomic uint32_t load;       /* connections here and on the way here */
-    atomic_bool idle;            /* the server stops, and nothing is left here */
     _Atomic uint32_t busy_since; /* time stamp of the turn, or 0 while waiting */
     char pad_before_count[NETSRV__CACHE_LINE];
     netsrv__counters count; /* written by this thread */
@@ -2539,6 +2539,7 @@ struct netsrv_server {
     atomic_bool halted;          /* netsrv_pause_accept */
     _Atomic unsigned unquiet;    /* groups' members that may still accept */
     atomic_bool swept;           /* listeners are closed */
+    _Atomic unsigned busy;       /* workers that are not idle, and moves under way */
 };
 
 /* The worker whose thread this is; NULL on the program's own threads. */
@@ -5727,7 +5728,8 @@ static void netsrv__conn_tell_close(netsrv__worker *w, netsrv_conn *c) {
     }
 }
 
-/* A copy that travels, and the message that brings it. Counts it there before it is there. */
+/* A copy that travels, and the message that brings it. Counts it there before it is there. One that
+ * has shut its mailbox may have waited for it: it is woken to see that nothing comes. */
 static bool netsrv__conn_send_off(netsrv__worker *w, netsrv_conn *c) {
     netsrv__worker *to = &w->srv->workers[c->move_to];
     netsrv__msg msg;
@@ -5743,9 +5745,12 @@ static bool netsrv__conn_send_off(netsrv__worker *w, netsrv_conn *c) {
     memset(&msg, 0, sizeof msg);
     msg.kind = NETSRV__MSG_MOVE;
     msg.as.traveller = traveller;
+    atomic_fetch_add(&w->srv->busy, 1);
     atomic_fetch_add(&to->load, 1);
     if (netsrv__mailbox_post(to, &msg, true) != NETSRV_OK) {
         atomic_fetch_sub(&to->load, 1);
+        atomic_fetch_sub(&w->srv->busy, 1);
+        netsrv__mailbox_wake(&to->group->wake);
         netsrv__mem_free(w->cfg, traveller, sizeof *traveller);
         return false;
     }
@@ -11765,7 +11770,23 @@ static void netsrv__worker_give_back(netsrv__worker *w, uint32_t flags, uint32_t
     }
 }
 
+/* Nothing here and nothing on the way. They wait for each other's end: the last one says so. */
+static void netsrv__worker_set_idle(netsrv__worker *w, bool idle) {
+    netsrv_server *srv = w->srv;
+    if (idle == w->own.idle) {
+        return;
+    }
+    w->own.idle = idle;
+    if (!idle) {
+        atomic_fetch_add(&srv->busy, 1);
+    } else if (atomic_fetch_sub(&srv->busy, 1) == 1) {
+        netsrv__mailbox_wake_all(srv);
+    }
+}
+
 static void netsrv__worker_receive(netsrv__worker *w, netsrv_conn *traveller) {
+    netsrv__worker_set_idle(w, false);
+    atomic_fetch_sub(&w->srv->busy, 1); /* it is here */
     if (!netsrv__conn_arrive(w, traveller)) {
         netsrv__worker_give_back(w, traveller->flags, traveller->addr_slot);
     }
@@ -11978,29 +11999,13 @@ static void netsrv__worker_force(netsrv__worker *w) {
     }
 }
 
-/* Nothing here and nothing on the way. Said to the others, which wait for each other's end. */
-static bool netsrv__worker_idle(netsrv__worker *w) {
-    const bool idle = atomic_load(&w->srv->swept) && atomic_load(&w->load) == 0 &&
-                      w->own.slab.live == 0 && w->own.work_count == 0;
-    if (atomic_exchange(&w->idle, idle) != idle && idle) {
-        netsrv__mailbox_wake_all(w->srv);
-    }
-    return idle;
-}
-
-static bool netsrv__worker_all_idle(const netsrv_server *srv) {
-    for (unsigned i = 0; i < srv->cfg.workers; i++) {
-        if (!atomic_load(&srv->workers[i].idle)) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/* Watches, timers and posted calls go on while anybody is served on any thread. From now on,
- * nothing will be sent here. */
+/* Watches, timers and posted calls go on while anybody is served on any thread and there is time.
+ * From now on, nothing will be sent here. */
 static bool netsrv__worker_finished(netsrv__worker *w) {
-    return netsrv__worker_idle(w) && netsrv__worker_all_idle(w->srv) &&
+    netsrv_server *srv = w->srv;
+    netsrv__worker_set_idle(w, atomic_load(&srv->swept) && atomic_load(&w->load) == 0 &&
+                                   w->own.slab.live == 0 && w->own.work_count == 0);
+    return w->own.idle && (w->own.phase == NETSRV__FORCED || atomic_load(&srv->busy) == 0) &&
            netsrv__mailbox_shut(&w->mailbox);
 }
 
@@ -12100,7 +12105,6 @@ static bool netsrv__worker_turn(netsrv__worker *w) {
 static int netsrv__worker_open(netsrv__worker *w) {
     memset(&w->own, 0, sizeof w->own);
     w->own.now_ms = netsrv__sys_now_ms();
-    atomic_store(&w->idle, false);
     w->own.random = w->srv->seed[0] ^ ((uint64_t)(w->index + 1) * UINT64_C(0x9e3779b97f4a7c15));
     w->own.random += w->own.random == 0 ? 1 : 0;
     netsrv__timer_init(&w->own.wheel, w->own.now_ms);
@@ -12483,6 +12487,7 @@ static void netsrv__server_reset(netsrv_server *srv) {
     atomic_store(&srv->swept, false);
     atomic_store(&srv->halted, false);
     atomic_store(&srv->unquiet, srv->thread_count);
+    atomic_store(&srv->busy, srv->cfg.workers);
 }
 
 /* Joins every thread that was created. Under the lock, which the threads do not take any more. */

@@ -358,6 +358,61 @@ static void stop_while_full(netsrv_backend b) {
     rig_end(s);
 }
 
+/* ---- one waits for all, and nobody for long -------------------------------------------------- */
+
+static atomic_uint ended;
+static atomic_bool stuck;
+static atomic_bool released;
+
+static void count_ended(netsrv_server *s, unsigned worker) {
+    (void)s;
+    (void)worker;
+    atomic_fetch_add(&ended, 1);
+}
+
+static size_t sticks(netsrv_conn *c, const void *data, size_t n) {
+    (void)c;
+    (void)data;
+    atomic_store(&stuck, true);
+    CHECK_WITHIN(20000, atomic_load(&released));
+    return n;
+}
+
+/* A handler that does not return holds its own worker; the others need not wait once the time is
+ * over. */
+static void others_end_though_one_is_stuck(netsrv_backend b) {
+    netsrv_config cfg = rig_config(b, 3);
+    cfg.handler_threads = 1;
+    cfg.on_data = sticks;
+    cfg.on_worker_stop = count_ended;
+    atomic_store(&ended, 0);
+    atomic_store(&stuck, false);
+    atomic_store(&released, false);
+    netsrv_server *s = rig_start(&cfg);
+    const int fd = peer_connect(netsrv_get_port(s, 0));
+    CHECK(peer_say(fd, "x"));
+    CHECK_WITHIN(5000, atomic_load(&stuck));
+    netsrv_stop(s, 0);
+    CHECK_WITHIN(10000, atomic_load(&ended) == 2);
+    atomic_store(&released, true);
+    close(fd);
+    rig_end(s);
+    CHECK_EQ(atomic_load(&ended), 3);
+}
+
+/* All wait for the last one, which tells each of them once: not everybody everybody. */
+static void few_wake_ups(netsrv_backend b) {
+    const unsigned workers = 32;
+    netsrv_config cfg = rig_config(b, workers);
+    seam_reset(1);
+    netsrv_server *s = rig_start(&cfg);
+    const unsigned long before = seam_count("write");
+    rig_stop(s, 1000);
+    CHECK_GE(seam_count("write") - before, workers);
+    CHECK_LE(seam_count("write") - before, 8 * workers);
+    seam_reset(0);
+}
+
 /* ---- stop under load, over and over ---------------------------------------------------------- */
 
 static atomic_bool over;
@@ -463,6 +518,8 @@ static void all(netsrv_backend b) {
     CASE("an inherited listener is handed on under load", handed_on(b));
     CASE("stop while the listener is paused", stop_while_paused(b));
     CASE("stop while the server is full", stop_while_full(b));
+    CASE("others end though one is stuck", others_end_though_one_is_stuck(b));
+    CASE("few wake-ups", few_wake_ups(b));
     CASE("cycles under load", cycles(b, 500));
     CASE("a thousand bare cycles", bare_cycles(b));
 }
