@@ -6,24 +6,27 @@ source "${BATS_TEST_FILENAME%/*}/helper.bash"
 # how often a worker came to the listener and found nobody. The kernel sends a thread back to sleep
 # by itself if another was quicker, so the first number has the truth and the second a part of it.
 cost_of() {
-    server echo -b epoll -a "$1" -p keep -w 4
-    quiet "$PID"
+    server echo -b epoll -a "$1" -p keep -w 4 && quiet "$PID" || return 1
     WAKES=$(switches "$PID")
-    client -q -n 200 -i 4 "$ADDR" C Sx Rx P:50 K
+    client -q -n 200 -i 4 "$ADDR" C Sx Rx P:50 K || return 1
     WAKES=$(($(switches "$PID") - WAKES))
     WASTED=$(stats wasted)
-    until_true all_closed
-    stop
+    until_true all_closed && stop
 }
 
-@test "shared wastes wake-ups with spaced clients and 4 workers, exclusive does not" {
+exclusive_is_cheaper() {
     local wakes
-    cost_of shared
+    cost_of shared || return 1
     wakes=$WAKES
-    cost_of exclusive
+    cost_of exclusive || return 1
     echo "200 clients: shared $wakes wake-ups, exclusive $WAKES, of these seen as wasted $WASTED"
-    ((WAKES * 3 <= wakes * 2))
-    ((WASTED <= 10))
+    ((WAKES * 3 <= wakes * 2 && WASTED <= 10))
+}
+
+# Where other programs keep the workers from running, clients meet in the queue, and one wake-up is
+# for several: then once more.
+@test "shared wastes wake-ups with spaced clients and 4 workers, exclusive does not" {
+    DEADLINE=60 until_true exclusive_is_cheaper
 }
 
 # With two clients at once and 4 workers that all wake up, some find the place empty; how many is a
@@ -39,12 +42,15 @@ cost_of() {
 }
 
 @test "exclusive rotates: with spaced clients every worker gets some" {
-    server echo -b epoll -a exclusive -p keep -w 4
-    hold 200 -i 6 -- C Shello Rhello U F E
-    echo "accepted: $(stats 'workers.*.accepted' | paste -s -d ' ')"
-    [ "$(stats 'workers.*.accepted' | min)" -ge 10 ]
-    let_go
-    stop
+    DEADLINE=60 until_true everybody_gets_some
+}
+
+everybody_gets_some() {
+    local accepted
+    server echo -b epoll -a exclusive -p keep -w 4 && hold 200 -i 6 -- C Shello Rhello U F E || return 1
+    accepted=$(stats 'workers.*.accepted')
+    echo "accepted: $(paste -s -d ' ' <<<"$accepted")"
+    let_go && stop && [ "$(min <<<"$accepted")" -ge 10 ]
 }
 
 # burst_of N OPTIONS: the clients connect while the server stands still, so that one wake-up and one
@@ -77,7 +83,7 @@ burst_of() {
 
 # ten_thousand OPTIONS: more than the queue holds, all at once.
 ten_thousand() {
-    local n=9500
+    local n=9500 DEADLINE=$((60 * ${CHECK_SCALE:-1}))
     if (($(ulimit -Hn) < 10000)); then
         skip "only $(ulimit -Hn) descriptors a process"
     fi
@@ -85,7 +91,7 @@ ten_thousand() {
     hold $n -d 60000 -- C Shello Rhello U F E
     [ "$(stats live)" = $n ]
     let_go
-    DEADLINE=60 until_true all_closed
+    until_true all_closed
     [ "$(stats accepted)" = $n ]
     stop
 }
@@ -121,7 +127,7 @@ ten_thousand() {
 }
 
 @test "single: worker 0 accepts for all" {
-    server echo -a single -p round_robin -w 3
+    server echo -a single -p round_robin -w 3 --stall off
     client -q -n 60 "$ADDR" C Sx Rx F E
     [ "$(stats 'workers.0.accepted')" = 60 ]
     [ "$(stats 'workers.*.opened' | paste -s -d ' ')" = '20 20 20' ]
@@ -198,7 +204,7 @@ ten_thousand() {
     LISTEN=$ADDR server echo -a reuseport -w 2 --share-port
     second=$DIR
     client -q -n 3000 -p 40 -k "$(cat "$first/pid")" -a 800 "$ADDR" C 'Shello\n' 'Rhello\n' F E
-    stop "$first"
+    stopped "$first"
     client -q -n 200 "$ADDR" C Sx Rx F E
     stop "$second"
 }

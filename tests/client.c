@@ -95,7 +95,7 @@ typedef struct conn {
     step_result waits;
     bool fresh; /* the present step has not run yet */
     bool connecting;
-    bool established;
+    bool established; /* before the signal was sent */
     bool refused; /* a reset came before connect had ended: accepted, and reset at once */
     int fd;
     size_t step;
@@ -469,7 +469,7 @@ static step_result step_connect(conn *c, const action *a) {
     if (error != 0 && !c->refused) {
         return fail(c, "connect: %s", strerror(error));
     }
-    c->established = true;
+    c->established = c->established || !g.killed;
     tell(c, "C");
     return DONE;
 }

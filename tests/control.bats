@@ -121,7 +121,7 @@ tell() { printf "$@" >"$CTL"; }
     tell 'log debug\n'
     until_true says 'control: the log level is set'
     hold 1 -- C Sa Ra U F E
-    client -q "$ADDR" C X || true
+    client -q "$ADDR" C T
     until_true says 'debug: refused'
     let_go
     tell 'log error\nlog loud\n'

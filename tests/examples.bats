@@ -218,11 +218,16 @@ through() {
     local way
     for way in pool own offload; do
         ADDR=unix:$(new_dir u)/sock
-        spawn "$BUILT/examples/slow_handler" $way "$ADDR" 2
+        spawn "$BUILT/examples/slow_handler" $way "$ADDR" 600
         until_true test -S "${ADDR#unix:}"
-        hold 1 -- C 'Sslow\nquick\n' U 'Rdone\nquick\n' F E
-        client -q -n 10 -d 1500 "$ADDR" C 'Squick\n' 'Rquick\n' F E
+        hold 1 -- C 'Sslow\nquick\n' U K
+        client -q -n 10 "$ADDR" C 'Squick\n' 'Rquick\n' F E
         let_go
+        reap
+        ADDR=unix:$(new_dir u)/sock
+        spawn "$BUILT/examples/slow_handler" $way "$ADDR" 1
+        until_true test -S "${ADDR#unix:}"
+        client -q "$ADDR" C 'Sslow\nquick\n' 'Rdone\nquick\n' F E
         kill -TERM "$PID"
         exit_code "$DIR"
         clean "$DIR"
@@ -233,8 +238,11 @@ through() {
     ADDR=unix:$(new_dir u)/sock
     spawn "$BUILT/examples/slow_handler" worker "$ADDR" 2
     until_true test -S "${ADDR#unix:}"
-    client -q "$ADDR" C 'Sslow\n' 'Rdone\n' F E
-    until_true grep -q '^worker 0: on_frame of connection .* took ' "$DIR/err"
+    told() {
+        client -q "$ADDR" C 'Sslow\n' 'Rdone\n' F E
+        grep -q '^worker 0: on_frame of connection .* took ' "$DIR/err"
+    }
+    until_true told
     grep -q '^worker 0: on_frame of connection .* has been running for ' "$DIR/err"
     kill -TERM "$PID"
     exit_code "$DIR"

@@ -5,11 +5,9 @@ source "${BATS_TEST_FILENAME%/*}/helper.bash"
 # A client in whose handler the server sleeps, and others that must not notice.
 one_sleeps() {
     server line --commands -w 1 "$@"
-    hold 1 -- C 'S/sleep 8000\n' U 'Rok\n' F E
-    until_true stats_are bytes_in 12
-    local began=$SECONDS
+    hold 1 -- C 'S/sleep 600000\n' U 'Rok\n' F E
+    until_true stats_are bytes_in 14
     client -q -n 20 -d 20000 "$ADDR" C 'Shello\n' 'Rhello\n' F E
-    ((SECONDS - began < 7))
     kill -KILL "$PID"
     exec 9>&-
     reap
@@ -19,19 +17,19 @@ one_sleeps() {
 @test "a handler that sleeps delays nobody else: own threads" { one_sleeps -p own_thread; }
 
 @test "slow handlers run side by side" {
-    server echo -w 1 -t 10 --delay 1000
+    server echo -w 1 -t 10 --delay 3000
     local began=$SECONDS
-    client -q -n 10 "$ADDR" C Shello Rhello F E
-    ((SECONDS - began < 8))
+    client -q -n 10 -d 60000 "$ADDR" C Shello Rhello F E
+    ((SECONDS - began < 25)) # 30 s, if they did not
     [ "$(stats jobs)" -ge 10 ]
-    [ "$(stats longest_job_us)" -ge 990000 ]
+    [ "$(stats longest_job_us)" -ge 2990000 ]
     stop
 }
 
 @test "the bound on own threads is a bound on clients" {
     server echo -w 1 -p own_thread -t 3
     hold 3 -- C Shello Rhello U F E
-    client -q -d 300 "$ADDR" C Shello N:250 K
+    client -q "$ADDR" C Shello N:250 K
     let_go
     client -q "$ADDR" C Shello Rhello F E
     stop
@@ -45,10 +43,10 @@ one_sleeps() {
         client -q "$ADDR" C 'S/peer\n/id\n/close\n' M
         stop
         server daytime $options
-        [ -n "$(timeout 10 bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; cat <&5")" ]
+        [ -n "$(timeout "$DEADLINE" bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; cat <&5")" ]
         stop
         server chargen $options
-        timeout 10 bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; head -c 3000000 <&5" | wc -c | grep -qx 3000000
+        timeout "$DEADLINE" bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; head -c 3000000 <&5" | wc -c | grep -qx 3000000
         stop
         server discard $options
         client -q "$ADDR" C s:100000 F E
@@ -71,12 +69,16 @@ one_sleeps() {
 
 @test "a handler that takes long is told, where it runs" {
     local options where
+    # Whoever looks may come too late for one on a busy machine, not always.
+    told() {
+        client -q "$ADDR" C 'S/sleep 300\nbye\n' 'Rok\nbye\n' F E
+        grep -q "warning: $where: on_frame of connection .* took " "$DIR/err"
+    }
     for options in '' '-t 1' '-p own_thread'; do
         where='worker 0'
         [ -z "$options" ] || where='handler thread 1'
         server line --commands -w 1 --stuck 100 $options
-        client -q "$ADDR" C 'S/sleep 300\nbye\n' 'Rok\nbye\n' F E
-        until_true grep -q "warning: $where: on_frame of connection .* took " "$DIR/err"
+        until_true told
         grep -q "warning: $where: on_frame of connection .* has been running for [0-9]* ms" "$DIR/err"
         [ "$(stats stuck)" -ge 1 ]
         stop

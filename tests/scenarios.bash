@@ -58,7 +58,7 @@ scenario_reset_at_any_point() {
 }
 
 scenario_never_reading_client_delays_nobody() {
-    hold 3 -- C Y:30000000 U X
+    hold 3 -- C Sx Rx Y:30000000 U X
     client -q -n 20 "$ADDR" C D:20000 F E
     let_go
 }

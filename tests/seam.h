@@ -2,9 +2,9 @@
  *
  * The driver can count every fallible call by name, fail the n-th of all or of one name with a
  * given errno (once, a few times, or from then on), shorten recv and send, shuffle and repeat the
- * events of a batch, move the clock, and disturb the schedule. Everything random comes from one
- * seed. Its counters are relaxed atomics, so that it adds no order between threads that the
- * library lacks. */
+ * events of a batch, hold and move the clock, and disturb the schedule. Everything random comes
+ * from one seed. Its counters are relaxed atomics, so that it adds no order between threads that
+ * the library lacks. */
 #ifndef SEAM_H
 #define SEAM_H
 
@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#include <time.h>
 
 #define SEAM_NAMES_MAX  64
 #define SEAM_EVENT_MAX  32   /* bytes of the largest poller event */
@@ -56,6 +57,7 @@ static struct {
     atomic_bool permute;
     atomic_bool repeat;
     _Atomic uint64_t clock_ms;
+    _Atomic uint64_t held_ms; /* 0: time goes by */
     atomic_bool disturb;
     atomic_ulong points;
     _Atomic(void (*)(const char *name)) at_point;
@@ -222,7 +224,8 @@ static inline size_t seam_events(void *events, size_t n, size_t size) {
 }
 
 static inline uint64_t seam_clock(uint64_t real_ms) {
-    return real_ms + SEAM_GET(clock_ms);
+    const uint64_t held_ms = SEAM_GET(held_ms);
+    return (held_ms != 0 ? held_ms : real_ms) + SEAM_GET(clock_ms);
 }
 
 static inline void seam_point(const char *name) {
@@ -263,11 +266,20 @@ static inline void seam_reset(uint64_t seed) {
     SEAM_SET(permute, false);
     SEAM_SET(repeat, false);
     SEAM_SET(clock_ms, 0);
+    SEAM_SET(held_ms, 0);
     SEAM_SET(disturb, false);
     SEAM_SET(points, 0);
     SEAM_SET(at_point, NULL);
     SEAM_SET(draws, 0);
     SEAM_SET(seed, (unsigned long)seed);
+}
+
+/* From now on, time passes by SEAM_ADD(clock_ms) alone, however long a machine takes for anything.
+ * Only while no server runs, or its threads might see time go back. */
+static inline void seam_hold_clock(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    SEAM_SET(held_ms, (uint64_t)t.tv_sec * 1000u + (uint64_t)t.tv_nsec / 1000000u);
 }
 
 /* The n-th counts from the last seam_reset. */

@@ -93,14 +93,15 @@ refuses() { "$CLIENT" -q "$ADDR" Q 2>/dev/null; }
 @test "who is connected but has not spoken yet is still served after the stop" {
     local options
     for options in '-b epoll -a exclusive -w 2' '-b poll -a single -p round_robin -w 2'; do
-        server echo $options
-        hold 20 -- C U Shello Rhello E
-        stats_are live 20
-        kill -TERM "$PID"
-        let_go
-        [ "$(exit_code "$DIR")" = 0 ]
-        clean "$DIR"
+        until_true served_late $options
     done
+}
+
+# Where the clients did not run for so long, that proves nothing.
+served_late() {
+    server echo "$@" && hold 20 -- C U Shello Rhello E && stats_are live 20 || return 1
+    kill -TERM "$PID"
+    let_go && stopped
 }
 
 @test "a second signal stops at once: exit 143 and 130" {
@@ -141,11 +142,14 @@ refuses() { "$CLIENT" -q "$ADDR" Q 2>/dev/null; }
 
 @test "start and stop again and again on the same port" {
     local i
-    server echo -w 2
+    # Of an address of its own, or another server may get it meanwhile.
+    LISTEN=127.0.0.77:0 server echo -w 2
+    ADDR=127.0.0.77:$PORT
     client -q -n 20 "$ADDR" C Sx Rx F E
     stop
     for i in 1 2 3 4 5 6 7 8 9 10; do
-        LISTEN=$ADDR server echo -w 2
+        LISTEN=127.0.0.77:$PORT server echo -w 2
+        ADDR=127.0.0.77:$PORT
         client -q -n 20 "$ADDR" C Sx Rx K
         stop
     done
@@ -190,13 +194,14 @@ refuses() { "$CLIENT" -q "$ADDR" Q 2>/dev/null; }
 
 @test "nothing is left behind: descriptors of a server that has served are those of a new one" {
     local b before
+    as_before() { [ "$(descriptors "$PID")" = "$before" ]; }
     for b in epoll poll; do
         server echo -b $b -w 2
         before=$(descriptors "$PID")
         client -q -n 500 -p 100 "$ADDR" C Sx Rx F E
         client -q -n 300 -p 100 "$ADDR" C Sx X
         until_true all_closed
-        [ "$(descriptors "$PID")" = "$before" ]
+        until_true as_before
         stop
     done
 }

@@ -39,6 +39,14 @@ static netsrv_server *one_worker(netsrv_backend b) {
     return rig_start(&cfg);
 }
 
+/* Its clock is moved by `advance` alone. */
+static netsrv_server *one_still_worker(netsrv_backend b) {
+    const netsrv_config cfg = rig_config(b, 1);
+    seam_reset(1);
+    seam_hold_clock();
+    return rig_start(&cfg);
+}
+
 static void end(netsrv_server *s) {
     rig_stop(s, 0);
     seam_reset(0);
@@ -91,14 +99,14 @@ static void once_by_real_clock(netsrv_backend b) {
 static void once_by_moved_clock(netsrv_backend b) {
     static const uint32_t delays[] = { 3000, 4096, 70000, 1u << 20, 1u << 26, UINT32_MAX };
     for (size_t i = 0; i < sizeof delays / sizeof delays[0]; i++) {
-        netsrv_server *s = one_worker(b);
+        netsrv_server *s = one_still_worker(b);
         fresh_timer();
         delay = delays[i];
         period = 0;
         on_worker(s, set_timer);
-        advance(s, delay - 2500);
+        advance(s, delay - 1);
         CHECK_EQ(atomic_load(&calls), 0);
-        advance(s, 2501);
+        advance(s, 2);
         CHECK_WITHIN(5000, atomic_load(&calls) == 1);
         advance(s, UINT32_MAX);
         CHECK_EQ(atomic_load(&calls), 1);
@@ -134,7 +142,7 @@ static void stop_timer(netsrv_server *s) {
 }
 
 static void set_anew_and_stopped(netsrv_backend b) {
-    netsrv_server *s = one_worker(b);
+    netsrv_server *s = one_still_worker(b);
     fresh_timer();
     delay = 5000;
     period = 0;
@@ -155,7 +163,7 @@ static void set_anew_and_stopped(netsrv_backend b) {
 /* ---- again and again ------------------------------------------------------------------------- */
 
 static void repeated(netsrv_backend b) {
-    netsrv_server *s = one_worker(b);
+    netsrv_server *s = one_still_worker(b);
     fresh_timer();
     delay = 10000;
     period = 20000;
@@ -213,7 +221,7 @@ static void set_pair(netsrv_server *s) {
 
 /* Whichever is first takes both back, though both are due. */
 static void stopped_in_the_same_batch(netsrv_backend b) {
-    netsrv_server *s = one_worker(b);
+    netsrv_server *s = one_still_worker(b);
     atomic_store(&calls, 0);
     on_worker(s, set_pair);
     advance(s, 5000);
@@ -300,7 +308,6 @@ static void of_a_connection(netsrv_backend b) {
 
 static netsrv_timer *many;
 static unsigned char *called;
-static uint64_t set_cpu_us;
 
 static void note_many(netsrv_server *s, unsigned worker, netsrv_timer *t) {
     (void)s;
@@ -313,7 +320,6 @@ static void note_many(netsrv_server *s, unsigned worker, netsrv_timer *t) {
 
 /* Every second one is taken back. */
 static void set_many(netsrv_server *s) {
-    const uint64_t began = check_clock_us(CLOCK_THREAD_CPUTIME_ID);
     unsigned wrong = 0;
     for (uint32_t i = 0; i < MANY; i++) {
         many[i].fn = note_many;
@@ -323,7 +329,6 @@ static void set_many(netsrv_server *s) {
     for (uint32_t i = 0; i < MANY; i += 2) {
         netsrv_timer_stop(&many[i]);
     }
-    set_cpu_us = check_clock_us(CLOCK_THREAD_CPUTIME_ID) - began;
     CHECK_EQ(wrong, 0);
 }
 
@@ -331,10 +336,9 @@ static void a_million(netsrv_backend b) {
     many = calloc(MANY, sizeof *many);
     called = calloc(MANY, 1);
     REQUIRE(many != NULL && called != NULL);
-    netsrv_server *s = one_worker(b);
+    netsrv_server *s = one_still_worker(b);
     atomic_store(&calls, 0);
-    on_worker(s, set_many);
-    CHECK_LE(set_cpu_us, check_scaled(3000000)); /* of a million: O(1) each */
+    on_worker(s, set_many); /* O(1) each, or its deadline is over */
     const uint64_t turns = rig_total(s).turns;
     CHECK(peer_served(netsrv_get_port(s, 0)));
     CHECK_LE(rig_total(s).turns - turns, 30); /* they wake nobody until they are due */
@@ -379,8 +383,8 @@ static void taken_back_at_the_stop(netsrv_backend b) {
     cfg.on_worker_start = set_far;
     cfg.on_worker_stop = check_taken_back;
     netsrv_server *s = rig_start(&cfg);
-    netsrv_stop(s, 5000);
-    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(4000)), NETSRV_OK);
+    netsrv_stop(s, (uint32_t)check_scaled(60000));
+    CHECK_EQ(netsrv_wait_for(s, (uint32_t)check_scaled(20000)), NETSRV_OK);
     CHECK_EQ(netsrv_start(s, NULL), NETSRV_OK);
     CHECK(peer_served(netsrv_get_port(s, 0)));
     rig_stop(s, 0);

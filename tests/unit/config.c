@@ -508,15 +508,17 @@ static void bad_descriptors(void) {
 static void address_texts(void) {
     char text[NETSRV_ADDRESS_MAX];
     char expected[NETSRV_ADDRESS_MAX];
+    char name[60];
     netsrv_config cfg = rig_config(NETSRV_BACKEND_EPOLL, 1);
-    cfg.listen[1] = "unix:@netsrv-config-test";
+    snprintf(name, sizeof name, "unix:@netsrv-config-test.%ld", (long)getpid());
+    cfg.listen[1] = name;
     cfg.listen[2] = "127.0.0.1:0";
     netsrv_server *s = rig_start(&cfg);
     snprintf(expected, sizeof expected, "127.0.0.1:%u", netsrv_get_port(s, 0));
     CHECK_EQ(netsrv_get_address(s, 0, text, sizeof text), NETSRV_OK);
     CHECK_STR(text, expected);
     CHECK_EQ(netsrv_get_address(s, 1, text, sizeof text), NETSRV_OK);
-    CHECK_STR(text, "unix:@netsrv-config-test");
+    CHECK_STR(text, name);
     CHECK_EQ(netsrv_get_port(s, 1), 0);
     CHECK_NE(netsrv_get_port(s, 0), netsrv_get_port(s, 2));
     CHECK_EQ(netsrv_get_address(s, 3, text, sizeof text), NETSRV_BAD_ARGUMENT);

@@ -725,6 +725,7 @@ static void no_memory_for_one(netsrv_backend b) {
     const int a = peer_connect(netsrv_get_port(s, 0));
     const int other = peer_connect(netsrv_get_port(s, 0));
     CHECK_WITHIN(5000, rig_opens() == 2);
+    rig_poke(s); /* whatever opening takes is there */
     seam_fail_next("alloc", ENOMEM, 1);
     peer_say(a, "x");
     CHECK_WITHIN(5000, rig_closes() == 1);

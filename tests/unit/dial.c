@@ -527,7 +527,11 @@ static void upstream_close(netsrv_conn *c, netsrv_close_reason reason, int sys_e
     (void)sys_errno;
     if (netsrv_get_config(s)->handler_threads != 0) {
         CHECK_EQ(netsrv_dial(s, &upstream.to, NULL), NETSRV_BAD_THREAD);
-        netsrv_post(s, 0, dial_upstream, NULL);
+        const netsrv_result result = netsrv_post(s, 0, dial_upstream, NULL);
+        CHECK(result == NETSRV_OK || result == NETSRV_STOPPED);
+        if (result != NETSRV_OK) {
+            atomic_store(&upstream.refused, (int)result);
+        }
     } else {
         dial_upstream(s, 0, NULL);
     }

@@ -126,11 +126,14 @@ static void paused_and_stopped(netsrv_backend b) {
 
 /* ---- draining -------------------------------------------------------------------------------- */
 
+/* Not again and again without a pause: who gets in makes the queue longer that the server takes to
+ * its end before it closes the port. */
 static bool refused(uint16_t port) {
     const int fd = peer_connect_from(0, port, 1000);
     const bool no = fd < 0;
     if (fd >= 0) {
         close(fd);
+        poll(NULL, 0, 20);
     }
     return no;
 }

@@ -169,8 +169,9 @@ static void in_order_one_at_a_time(netsrv_backend b, where at) {
     }
     CHECK_WITHIN(5000, rig_closes() == TALKERS);
     CHECK_EQ(atomic_load(&rig_seen.eofs), TALKERS);
+    /* The last callback is counted a moment after it has returned. */
+    CHECK_WITHIN(5000, rig_total(s).jobs >= TALKERS * (ROUNDS + 3));
     const netsrv_stats total = rig_total(s);
-    CHECK_GE(total.jobs, TALKERS * (ROUNDS + 3));
     CHECK_EQ(total.jobs_waiting, 0);
     CHECK_GE(total.jobs_run_us, total.longest_job_us);
     rig_stop(s, 1000);
@@ -197,7 +198,7 @@ static void delays_nobody_else(netsrv_backend b, where at) {
     CHECK(peer_gets(slow[0], "wmore") && peer_gets(slow[1], "w"));
     close(slow[0]);
     close(slow[1]);
-    CHECK_GE(rig_total(s).longest_job_us, 20000);
+    CHECK_WITHIN(5000, rig_total(s).longest_job_us >= 20000);
     rig_stop(s, 1000);
 }
 
@@ -529,22 +530,29 @@ static void behind_a_long_one(netsrv_backend b, uint32_t jobs_max_count) {
 }
 
 static atomic_ulong chatter;
+static atomic_ulong chatter_before; /* the last of the others */
 
 static void slow_line(netsrv_conn *c, const void *line, size_t n) {
     const struct timespec t = { 0, 2000000 };
-    if (n == 1) {
-        atomic_fetch_add(&chatter, 1);
+    if (n > 1) {
+        atomic_store(&chatter_before, atomic_load(&chatter));
+    } else if (atomic_fetch_add(&chatter, 1) == 0) {
+        gate_pass();
+    } else {
         nanosleep(&t, NULL);
     }
     netsrv_send(c, line, n);
 }
 
-/* A client with a thousand slow requests in one packet has its turn, and then the others theirs. */
+/* A client with many slow requests in one packet has its turn, and then the others, who came in the
+ * middle of the first of these requests, have theirs. */
 static void chatty_one_shares(netsrv_backend b) {
     netsrv_config cfg = job_config(b, POOL, 1);
     char lines[1200];
+    int quick[5];
     cfg.framing = NETSRV_FRAMING_LINE;
     cfg.on_frame = slow_line;
+    gate_close();
     atomic_store(&chatter, 0);
     memset(lines, '\n', sizeof lines);
     for (size_t i = 0; i < sizeof lines; i += 2) {
@@ -552,22 +560,31 @@ static void chatty_one_shares(netsrv_backend b) {
     }
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
-    const int quick = peer_connect(netsrv_get_port(s, 0));
-    CHECK(peer_send(fd, lines, sizeof lines));
-    CHECK_WITHIN(5000, atomic_load(&chatter) > 0);
     for (int i = 0; i < 5; i++) {
-        CHECK(peer_say(quick, "hello\n") && peer_gets(quick, "hello"));
+        quick[i] = peer_connect(netsrv_get_port(s, 0));
     }
-    CHECK_LE(atomic_load(&chatter), 500);
+    CHECK_WITHIN(5000, rig_opens() == 6);
+    CHECK(peer_send(fd, lines, sizeof lines));
+    CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
+    for (int i = 0; i < 5; i++) {
+        CHECK(peer_say(quick[i], "hello\n"));
+    }
+    CHECK_WITHIN(5000, rig_total(s).jobs_waiting == 5);
+    atomic_store(&gate_open, 1);
+    for (int i = 0; i < 5; i++) {
+        CHECK(peer_gets(quick[i], "hello"));
+        close(quick[i]);
+    }
+    CHECK_LE(atomic_load(&chatter_before), 500);
     CHECK_EQ(peer_skip(fd, sizeof lines / 2), sizeof lines / 2);
     close(fd);
-    close(quick);
     rig_stop(s, 1000);
 }
 
 /* ---- calls inside ---------------------------------------------------------------------------- */
 
 static atomic_int flushed;
+static atomic_bool peer_leaves;
 
 static size_t reply_in_parts(netsrv_conn *c, const void *data, size_t n) {
     (void)data;
@@ -575,6 +592,9 @@ static size_t reply_in_parts(netsrv_conn *c, const void *data, size_t n) {
     CHECK_EQ(netsrv_flush(c), NETSRV_OK);
     gate_pass();
     netsrv_send(c, "two", 3);
+    if (atomic_load(&peer_leaves)) {
+        WAIT_FOR(5000, netsrv_flush(c) == NETSRV_GONE);
+    }
     atomic_store(&flushed, (int)netsrv_flush(c) + 1);
     netsrv_send_to(netsrv_get_server(c), netsrv_get_id(c), "three", 5);
     netsrv_close(c);
@@ -588,6 +608,7 @@ static void flush_sends_ahead(netsrv_backend b, where at) {
     for (int leaves = 0; leaves < 2; leaves++) {
         gate_close();
         atomic_store(&flushed, 0);
+        atomic_store(&peer_leaves, leaves == 1);
         netsrv_server *s = rig_start(&cfg);
         const int fd = peer_connect(netsrv_get_port(s, 0));
         CHECK(peer_say(fd, "go"));
@@ -595,10 +616,6 @@ static void flush_sends_ahead(netsrv_backend b, where at) {
         CHECK_WITHIN(5000, atomic_load(&gate_waiting) == 1);
         if (leaves == 1) {
             peer_reset(fd);
-            CHECK_WITHIN(5000, rig_total(s).live == 1);
-            for (int i = 0; i < 5; i++) {
-                rig_poke(s);
-            }
         }
         atomic_store(&gate_open, 1);
         if (leaves == 0) {
@@ -699,7 +716,7 @@ static void back_pressure(netsrv_backend b, where at) {
     atomic_store(&rig_seen.opens, 1);
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 20000); /* above the low mark at rest */
-    CHECK(!peer_silent(fd, 1000));
+    CHECK(!peer_silent(fd, (int)check_scaled(10000)));
     CHECK_LE(rig_total(s).queued_bytes, 400000);
     CHECK_EQ(peer_skip(fd, FLOOD), FLOOD);
     CHECK_EQ(peer_end(fd), PEER_FIN);

@@ -349,15 +349,24 @@ static void after_half_close(netsrv_backend b) {
 
 static void idle_timeout_goes_along(netsrv_backend b) {
     netsrv_config cfg = move_config(b);
-    cfg.idle_timeout_ms = 150;
+    cfg.idle_timeout_ms = 15000;
+    seam_reset(0);
+    seam_hold_clock();
     netsrv_server *s = rig_start(&cfg);
     const int client = peer_connect(netsrv_get_port(s, 0));
     CHECK(peer_say(client, "x") && peer_gets(client, "x"));
     CHECK_EQ(move_to(s, (atomic_load(&seen.worker) + 1) % WORKERS), NETSRV_OK);
+    rig_poke(s);
+    SEAM_ADD(clock_ms, 14999);
+    rig_poke(s);
+    CHECK_EQ(rig_closes(), 0);
+    SEAM_ADD(clock_ms, 15000);
+    rig_poke(s);
     CHECK_EQ(peer_end(client), PEER_FIN);
     close(client);
     CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_IDLE) == 1);
     rig_stop(s, 1000);
+    seam_reset(0);
 }
 
 /* ---- not moved ------------------------------------------------------------------------------- */

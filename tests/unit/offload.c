@@ -261,6 +261,7 @@ static void stop_waits(netsrv_backend b, bool in_time) {
     CHECK_WITHIN(5000, atomic_load(&begun) == 1);
     netsrv_stop(s, in_time ? 20000 : 0);
     CHECK_EQ(netsrv_wait_for(s, 60), NETSRV_TIMED_OUT);
+    CHECK_WITHIN(5000, in_time || rig_closes() == 1);
     atomic_store(&gate_open, 1);
     if (in_time) {
         CHECK(peer_gets(fd, "AB"));

@@ -41,6 +41,7 @@ static void right_worker(netsrv_backend b) {
 
 typedef struct poster {
     netsrv_server *s;
+    unsigned long wanted;
     unsigned long accepted;
     unsigned long next[WORKERS]; /* of the owner: what must come next */
 } poster;
@@ -66,11 +67,13 @@ static letter *new_letter(poster *from, unsigned long number) {
     return l;
 }
 
+/* Until so many were accepted, or the server stops. */
 static void *post_letters(void *arg) {
     poster *me = arg;
-    for (unsigned long i = 0; i < POSTS; i++) {
+    netsrv_result result = NETSRV_OK;
+    for (unsigned long i = 0; me->accepted < me->wanted && result != NETSRV_STOPPED; i++) {
         letter *l = new_letter(me, i);
-        const netsrv_result result = netsrv_post(me->s, (unsigned)(i % WORKERS), read_letter, l);
+        result = netsrv_post(me->s, (unsigned)(i % WORKERS), read_letter, l);
         if (result == NETSRV_OK) {
             me->accepted++;
             continue;
@@ -95,10 +98,11 @@ static void all_run_once(netsrv_backend b, bool stopping, uint32_t grace_ms) {
     netsrv_server *s = rig_start(&cfg);
     for (int i = 0; i < THREADS; i++) {
         me[i].s = s;
+        me[i].wanted = stopping ? ULONG_MAX : POSTS;
         pthread_create(&t[i], NULL, post_letters, &me[i]);
     }
     if (stopping) {
-        CHECK_WITHIN(5000, atomic_load(&ran) > 100);
+        CHECK_WITHIN(20000, atomic_load(&ran) > 100);
         netsrv_stop(s, grace_ms);
     }
     unsigned long accepted = 0;
@@ -106,7 +110,6 @@ static void all_run_once(netsrv_backend b, bool stopping, uint32_t grace_ms) {
         pthread_join(t[i], NULL);
         accepted += me[i].accepted;
     }
-    CHECK(stopping || accepted > POSTS / 4);
     rig_stop(s, 1000);
     CHECK_EQ(atomic_load(&ran), accepted);
     seam_reset(0);
@@ -183,7 +186,7 @@ static void endless_chain(netsrv_backend b) {
     atomic_store(&ran, 0);
     netsrv_server *s = rig_start(&cfg);
     CHECK_EQ(netsrv_post(s, 0, post_for_ever, NULL), NETSRV_OK);
-    CHECK_WITHIN(5000, atomic_load(&ran) > 1000);
+    CHECK_WITHIN(20000, atomic_load(&ran) > 100);
     CHECK(peer_served(netsrv_get_port(s, 0)));
     rig_stop(s, 1000);
 }
@@ -219,8 +222,9 @@ static void give_data(netsrv_server *s, unsigned worker) {
 
 static void *post_to_all(void *arg) {
     poster *me = arg;
-    for (unsigned long i = 0; i < POSTS; i++) {
-        const netsrv_result result = netsrv_post_all(me->s, note_worker, &ran);
+    netsrv_result result = NETSRV_OK;
+    while (me->accepted < me->wanted && result != NETSRV_STOPPED) {
+        result = netsrv_post_all(me->s, note_worker, &ran);
         CHECK(result == NETSRV_OK || result == NETSRV_QUEUE_FULL || result == NETSRV_STOPPED);
         me->accepted += result == NETSRV_OK;
         if (result != NETSRV_OK) {
@@ -247,10 +251,11 @@ static void to_all(netsrv_backend b, bool stopping) {
     netsrv_server *s = rig_start(&cfg);
     for (int i = 0; i < THREADS; i++) {
         me[i].s = s;
+        me[i].wanted = stopping ? ULONG_MAX : POSTS / 4;
         pthread_create(&t[i], NULL, post_to_all, &me[i]);
     }
     if (stopping) {
-        CHECK_WITHIN(5000, atomic_load(&ran_on[1]) > 100);
+        CHECK_WITHIN(20000, atomic_load(&ran_on[1]) > 100);
         netsrv_stop(s, 0);
     }
     for (int i = 0; i < THREADS; i++) {

@@ -220,16 +220,19 @@ static void comes_back(netsrv_backend b) {
     cfg.flush_timeout_ms = 100;
     netsrv_server *s = rig_start(&cfg);
     const uint16_t port = netsrv_get_port(s, 0);
+    unsigned long ended = 0;
     for (const char *how = "acrq"; *how != '\0'; how++) {
         const int fd = peer_connect_small(port);
         CHECK(peer_send(fd, how, 1));
         if (*how == 'r') {
             CHECK(peer_skip(fd, 1000) == 1000);
             peer_reset(fd);
-            CHECK_WITHIN(5000, rig_opens() == rig_closes());
+            CHECK_WITHIN(5000, rig_closes() == ended + 1);
+            ended++;
             continue;
         }
-        CHECK_WITHIN(5000, rig_opens() == rig_closes());
+        CHECK_WITHIN(5000, rig_closes() == ended + 1);
+        ended++;
         close(fd);
     }
     rig_end(s);
@@ -321,7 +324,7 @@ static void limit(netsrv_backend b, char how, netsrv_result result, netsrv_close
         CHECK_EQ(peer_skip(fd, FILE_BYTES + 50010), FILE_BYTES + 50010);
     } else {
         CHECK_EQ(peer_end(fd), ECONNRESET);
-        CHECK_EQ(rig_reason(reason), 1);
+        CHECK_WITHIN(5000, rig_reason(reason) == 1);
     }
     CHECK_EQ(atomic_load(&last_result), result);
     close(fd);
@@ -416,6 +419,7 @@ static void read_error(netsrv_backend b) {
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK(peer_say(fd, "x"));
     CHECK_EQ(peer_end(fd), ECONNRESET);
+    CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_ERROR), 1);
     CHECK_EQ(atomic_load(&rig_seen.last_errno), EIO);
     close(fd);
@@ -428,20 +432,24 @@ static void read_error(netsrv_backend b) {
 static void slow_reader_of_a_file(netsrv_backend b) {
     netsrv_config cfg = sends_config(b);
     cfg.on_data = give_whole_file;
-    cfg.flush_timeout_ms = (uint32_t)check_scaled(400);
+    cfg.flush_timeout_ms = 60000;
+    seam_hold_clock();
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
     CHECK(peer_say(fd, "x"));
     size_t have = 0;
     for (int i = 0; i < 12; i++) {
         have += peer_skip(fd, FILE_BYTES / 13);
-        poll(NULL, 0, (int)check_scaled(60));
+        rig_poke(s);
+        SEAM_ADD(clock_ms, 9000);
+        rig_poke(s);
     }
     CHECK_EQ(have + peer_skip(fd, FILE_BYTES - have), FILE_BYTES);
     CHECK_EQ(peer_end(fd), PEER_FIN);
     close(fd);
     rig_stop(s, 1000);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_LOCAL), 1);
+    seam_reset(0);
 }
 
 /* What is queued can be counted, also where a size_t has 32 bits. */

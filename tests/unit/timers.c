@@ -5,13 +5,19 @@
 #include "rig.h"
 
 /* Moves the clock and lets every worker look at it. Two pokes make sure that a turn is over: one
- * that began before the move must not stamp its end with what comes after. */
+ * that began before the move must not stamp its end with what comes after. What ends a connection
+ * allows for turns that are not stamped: NETSRV__LONG_TURN_MS more. */
 static void advance(netsrv_server *s, unsigned long ms) {
     rig_poke(s);
     rig_poke(s);
     SEAM_ADD(clock_ms, ms);
     rig_poke(s);
     rig_poke(s);
+}
+
+static void still_time(void) {
+    seam_reset(1);
+    seam_hold_clock();
 }
 
 /* A close at a timeout need not wait for the client to finish as well. */
@@ -32,7 +38,7 @@ static void small_send_buffer(netsrv_conn *c) {
 static void idle_by_moved_clock(netsrv_backend b) {
     netsrv_config cfg = timer_config(b);
     cfg.idle_timeout_ms = 60000;
-    seam_reset(1);
+    still_time();
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK_WITHIN(5000, rig_opens() == 1);
@@ -43,7 +49,7 @@ static void idle_by_moved_clock(netsrv_backend b) {
     }
     advance(s, 50000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10001);
+    advance(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 1);
     CHECK_NE(peer_end(fd), PEER_STUCK);
@@ -58,13 +64,13 @@ static void big_jump(netsrv_backend b) {
     for (size_t i = 0; i < sizeof jumps / sizeof jumps[0]; i++) {
         netsrv_config cfg = timer_config(b);
         cfg.idle_timeout_ms = (uint32_t)jumps[i] + 20000;
-        seam_reset(1);
+        still_time();
         netsrv_server *s = rig_start(&cfg);
         const int fd = peer_connect(netsrv_get_port(s, 0));
         CHECK_WITHIN(5000, rig_opens() == 1);
         advance(s, jumps[i]);
         CHECK_EQ(rig_closes(), 0);
-        advance(s, 20001);
+        advance(s, 20100);
         CHECK_WITHIN(5000, rig_closes() == 1);
         CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 1);
         close(fd);
@@ -83,7 +89,6 @@ static void idle_by_real_clock(netsrv_backend b) {
         const int fd = peer_connect(netsrv_get_port(s, 0));
         CHECK_NE(peer_end(fd), PEER_STUCK);
         CHECK_GE(check_clock_us(CLOCK_MONOTONIC) - began, timeouts[i] * 1000u);
-        CHECK_LE(check_clock_us(CLOCK_MONOTONIC) - began, check_scaled(timeouts[i] + 500) * 1000u);
         close(fd);
         CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_IDLE) == 1);
         rig_stop(s, 0);
@@ -109,7 +114,7 @@ static void own_idle_timeout(netsrv_backend b) {
     netsrv_config cfg = timer_config(b);
     cfg.on_data = set_on_data;
     cfg.idle_timeout_ms = 20000;
-    seam_reset(1);
+    still_time();
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK(peer_say(fd, "off") && peer_gets(fd, "off"));
@@ -121,7 +126,7 @@ static void own_idle_timeout(netsrv_backend b) {
     CHECK(peer_say(fd, "0") && peer_gets(fd, "0"));
     advance(s, 10000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10001);
+    advance(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 1);
     close(fd);
@@ -143,7 +148,7 @@ static void write_timeout(netsrv_backend b) {
     cfg.on_open = small_send_buffer;
     cfg.on_data = send_much;
     cfg.write_timeout_ms = 60000;
-    seam_reset(1);
+    still_time();
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
     advance(s, 100000);
@@ -159,7 +164,7 @@ static void write_timeout(netsrv_backend b) {
     }
     advance(s, 50000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10001);
+    advance(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_WRITE_TIMEOUT), 1);
     close(fd);
@@ -196,14 +201,14 @@ static void flush_timeout(netsrv_backend b) {
     cfg.on_open = small_send_buffer;
     cfg.on_data = send_and_close;
     cfg.flush_timeout_ms = 30000;
-    seam_reset(1);
+    still_time();
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
     peer_say(fd, "x");
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
     advance(s, 20000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10001);
+    advance(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(peer_end(fd), ECONNRESET);
     close(fd);
@@ -223,7 +228,7 @@ static void linger_timeout(netsrv_backend b) {
     netsrv_config cfg = rig_config(b, 1);
     cfg.on_data = just_close;
     cfg.linger_timeout_ms = 30000;
-    seam_reset(1);
+    still_time();
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
     peer_say(fd, "x");
@@ -232,7 +237,7 @@ static void linger_timeout(netsrv_backend b) {
     advance(s, 20000);
     CHECK_EQ(rig_total(s).live, 1);
     CHECK(peer_say(fd, "nobody listens"));
-    advance(s, 10001);
+    advance(s, 10100);
     CHECK_WITHIN(5000, rig_total(s).live == 0);
     CHECK_EQ(rig_closes(), 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_LOCAL), 1);
@@ -326,12 +331,12 @@ static unsigned crowd_before(unsigned long ms) {
     return n;
 }
 
-/* All due times are multiples of 10 s; the steps look 5 s after each, far from any real delay. */
+/* All due times are multiples of 10 s; the steps look 5 s after each. */
 static void crowd(netsrv_backend b) {
     int fd[CROWD];
     netsrv_config cfg = timer_config(b);
     cfg.on_open = set_crowd;
-    seam_reset(1);
+    still_time();
     atomic_store(&crowd_opened, 0);
     netsrv_server *s = rig_start(&cfg);
     for (int i = 0; i < CROWD; i++) {
