@@ -1600,6 +1600,7 @@ NETSRV_API const char *netsrv_transfer_name(int transfer);
 
 #define NETSRV__DRAIN 2                /* a stop without a deadline */
 #define NETSRV__STOP_TURNS 16          /* turns that a stop leaves for input already there */
+#define NETSRV__UNSEEN_TURNS 64        /* turns that timeouts leave for it */
 #define NETSRV__TIMERS_PER_TURN 1024   /* calls of the program's timers before the others' turn */
 
 /* ========================================================================== *
@@ -2396,6 +2397,7 @@ struct netsrv__worker {
         uint64_t random;
         netsrv__phase phase;
         unsigned stop_turns;
+        unsigned unseen_turns; /* in a row that did not see all input there was */
         bool idle; /* the server stops, and nothing is left here */
         unsigned accept_failures; /* in a row */
         bool opened; /* io->open succeeded */
@@ -11852,10 +11854,20 @@ static void netsrv__worker_read_mail(netsrv__worker *w) {
     }
 }
 
+/* Whether more input may be there than this turn was shown. After a halt of the whole machine every
+ * timeout is over at once, and whoever had spoken in time must be heard first. Bounded: where there
+ * is always more, timeouts come a little late. */
+static bool netsrv__worker_input_unseen(netsrv__worker *w) {
+    const int count = w->own.event_count;
+    const bool unseen = count < 0 || count >= (int)w->cfg->events_per_wait;
+    w->own.unseen_turns = unseen ? w->own.unseen_turns + 1 : 0;
+    return unseen && w->own.unseen_turns < NETSRV__UNSEEN_TURNS;
+}
+
 static void netsrv__worker_run_timers(netsrv__worker *w) {
     netsrv__link expired;
     netsrv__timer_run(w);
-    if (w->own.wheel.count == 0) {
+    if (w->own.wheel.count == 0 || netsrv__worker_input_unseen(w)) {
         return;
     }
     netsrv__util_list_init(&expired);

@@ -95,6 +95,53 @@ static void idle_by_real_clock(netsrv_backend b) {
     }
 }
 
+#define SLEEPERS 30
+
+static atomic_int held;
+
+static void hold_worker(netsrv_server *s, unsigned worker, void *arg) {
+    (void)s;
+    (void)worker;
+    (void)arg;
+    atomic_store(&held, 1);
+    WAIT_FOR(20000, atomic_load(&held) == 2);
+}
+
+/* After a halt of the whole machine everybody's time is over at once, and what had come in time
+ * takes many batches: it is read first. */
+static void input_before_timers(netsrv_backend b) {
+    int fd[SLEEPERS];
+    netsrv_config cfg = timer_config(b);
+    cfg.idle_timeout_ms = 60000;
+    cfg.events_per_wait = 2;
+    atomic_store(&held, 0);
+    still_time();
+    netsrv_server *s = rig_start(&cfg);
+    for (int i = 0; i < SLEEPERS; i++) {
+        fd[i] = peer_connect(netsrv_get_port(s, 0));
+        CHECK(peer_say(fd[i], "a") && peer_gets(fd[i], "a"));
+    }
+    advance(s, 1000);
+    CHECK_EQ(netsrv_post(s, 0, hold_worker, NULL), NETSRV_OK);
+    CHECK_WITHIN(5000, atomic_load(&held) == 1);
+    for (int i = 0; i < SLEEPERS; i++) {
+        CHECK(peer_say(fd[i], "b"));
+    }
+    SEAM_ADD(clock_ms, 70000);
+    atomic_store(&held, 2);
+    for (int i = 0; i < SLEEPERS; i++) {
+        CHECK(peer_gets(fd[i], "b"));
+    }
+    CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 0);
+    advance(s, 60100);
+    CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_IDLE) == SLEEPERS);
+    for (int i = 0; i < SLEEPERS; i++) {
+        close(fd[i]);
+    }
+    rig_stop(s, 0);
+    seam_reset(0);
+}
+
 static void set_by_word(netsrv_conn *c, char word) {
     switch (word) {
     case 'o': netsrv_set_idle_timeout(c, NETSRV_OFF); break;
@@ -374,6 +421,7 @@ static void all(netsrv_backend b) {
     CASE("idle, by a moved clock", idle_by_moved_clock(b));
     CASE("idle, by big jumps", big_jump(b));
     CASE("idle, by the real clock", idle_by_real_clock(b));
+    CASE("input before timers", input_before_timers(b));
     CASE("an idle timeout of its own", own_idle_timeout(b));
     CASE("write", write_timeout(b));
     CASE("write, by the real clock", write_timeout_by_real_clock(b));
