@@ -9070,14 +9070,18 @@ enum { /* netsrv_conn.interest: what is under way in the kernel, and what is to 
     NETSRV__URING_PARKED = 0x20,    /* wants input, and there was no buffer */
     NETSRV__URING_DETACHING = 0x40,
     NETSRV__URING_LIMITED = 0x80, /* the request for input has a limit, unknown to some kernels */
-    NETSRV__URING_STOPPED = 0x100 /* input was not wanted once: less is asked for at a time */
+    NETSRV__URING_STOPPED = 0x100, /* input was not wanted once: less is asked for at a time */
+    NETSRV__URING_ENDED = 0x200, /* the peer has finished or failed: input is asked for by pieces */
+    NETSRV__URING_END = 0x400 /* waits for that */
 };
-#define NETSRV__URING_BUSY (NETSRV__URING_RECV | NETSRV__URING_SEND | NETSRV__URING_POLL)
+#define NETSRV__URING_BUSY                                                                         \
+    (NETSRV__URING_RECV | NETSRV__URING_SEND | NETSRV__URING_POLL | NETSRV__URING_END)
 
 enum { /* tokens of completions; those below are the core's */
     NETSRV__URING_OF_RECV = NETSRV__TOKEN_CONN,
     NETSRV__URING_OF_ACCEPT = NETSRV__TOKEN_LISTENER,
     NETSRV__URING_OF_WAKE = NETSRV__TOKEN_WAKE,
+    NETSRV__URING_OF_END = 3,   /* as of a connection */
     NETSRV__URING_OF_SEND = 4,  /* as of a connection */
     NETSRV__URING_OF_REPLY = 5, /* number of the first piece << 3 */
     NETSRV__URING_OF_POLL = 6,  /* as of a connection */
@@ -9407,11 +9411,31 @@ static netsrv__sqe *netsrv__uring_conn_entry(netsrv__uring *u, const netsrv_conn
     return netsrv__uring_entry(u, op, c->fd, netsrv__conn_token(c) | of);
 }
 
+/* An end of the stream, or an error, that comes right behind the last bytes is lost to a lasting
+ * request for input: its kernels take both wake-ups for one, and no other follows. So the end is
+ * waited for as well. Asked for in front of the input: then that is told first, as a rule. */
+static int netsrv__uring_arm_end(netsrv__uring *u, netsrv_conn *c) {
+    if ((c->interest & (NETSRV__URING_END | NETSRV__URING_ENDED)) != 0) {
+        return 0;
+    }
+    netsrv__sqe *sqe = netsrv__uring_conn_entry(u, c, NETSRV__RING_POLL, NETSRV__URING_OF_END);
+    if (sqe == NULL) {
+        return ENOBUFS;
+    }
+    sqe->op_flags = netsrv__ring_poll_mask(EPOLLRDHUP);
+    c->interest |= NETSRV__URING_END;
+    return 0;
+}
+
 /* Lasting, and with a limit. Where the kernel knows none (before 6.17), a peer may fill the buffers
  * beyond its high mark: once, for then it is asked for one buffer at a time. */
 static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
     const bool stopped = (c->interest & NETSRV__URING_STOPPED) != 0;
-    netsrv__sqe *sqe = netsrv__uring_conn_entry(u, c, NETSRV__RING_RECV, NETSRV__URING_OF_RECV);
+    const int error = netsrv__uring_arm_end(u, c);
+    netsrv__sqe *sqe = NULL;
+    if (error == 0) {
+        sqe = netsrv__uring_conn_entry(u, c, NETSRV__RING_RECV, NETSRV__URING_OF_RECV);
+    }
     if (sqe == NULL) {
         return ENOBUFS;
     }
@@ -9419,14 +9443,14 @@ static int netsrv__uring_arm_recv(netsrv__uring *u, netsrv_conn *c) {
     sqe->flags = NETSRV__RING_SQE_BUFFER;
     sqe->group = NETSRV__RING_GROUP;
     c->interest |= NETSRV__URING_RECV;
-    if (u->recv_bounded) {
+    if ((c->interest & NETSRV__URING_ENDED) != 0 || (stopped && !u->recv_bounded)) {
+        sqe->ioprio = NETSRV__RING_POLL_FIRST;
+        sqe->len = u->recv_limit;
+    } else if (u->recv_bounded) {
         sqe->file_index = stopped ? u->recv_limit : u->recv_first;
         sqe->len = u->recv_limit; /* at once: the last piece may exceed the limit by that */
         sqe->off = NETSRV_SEAM_FAULT("recv_limit") != 0; /* refused as a kernel before 6.17 does */
         c->interest |= NETSRV__URING_LIMITED;
-    } else if (stopped) {
-        sqe->ioprio = NETSRV__RING_POLL_FIRST;
-        sqe->len = u->recv_limit;
     }
     return 0;
 }
@@ -10089,6 +10113,21 @@ static void netsrv__uring_on_poll(netsrv__worker *w, netsrv_conn *c, const netsr
     }
 }
 
+/* The peer has finished, or failed: a request for input that missed it is made anew. */
+static void netsrv__uring_on_peer_end(netsrv__worker *w, netsrv_conn *c) {
+    const unsigned recv = NETSRV__URING_RECV | NETSRV__URING_RECV_ENDS;
+    c->interest &= (uint16_t)~NETSRV__URING_END;
+    c->interest |= NETSRV__URING_ENDED;
+    if (netsrv__uring_detached(w, c) || (c->interest & recv) != NETSRV__URING_RECV) {
+        return;
+    }
+    c->interest |= NETSRV__URING_RECV_ENDS;
+    if (!netsrv__uring_cancel(w->own.uring, -1, netsrv__conn_token(c), 0)) {
+        c->interest &= (uint16_t)~NETSRV__URING_RECV_ENDS;
+        netsrv__conn_on_end(w, c, ENOBUFS);
+    }
+}
+
 static void netsrv__uring_on_accept(netsrv__worker *w, unsigned gate, const netsrv__cqe *cqe) {
     netsrv__uring_gate *g = &w->own.uring->gates[gate];
     if ((cqe->flags & NETSRV__RING_CQE_MORE) == 0) {
@@ -10201,6 +10240,9 @@ static void netsrv__uring_dispatch_other(netsrv__worker *w, const netsrv__cqe *c
         break;
     case NETSRV__URING_OF_SEND:
         netsrv__uring_on_send(w, netsrv__uring_conn_of(w, cqe->token), cqe->res);
+        break;
+    case NETSRV__URING_OF_END:
+        netsrv__uring_on_peer_end(w, netsrv__uring_conn_of(w, cqe->token));
         break;
     case NETSRV__URING_OF_POLL:
         netsrv__uring_on_poll(w, netsrv__uring_conn_of(w, cqe->token), cqe);
