@@ -8816,6 +8816,8 @@ typedef struct netsrv__ring {
     netsrv__ring_word *sq_flags_at;
     netsrv__ring_word *cq_head_at;
     netsrv__ring_word *cq_tail_at;
+    netsrv__ring_word *cq_lost_at; /* completions that there was no memory for */
+    uint32_t cq_lost;              /* ... when we last looked */
     netsrv__sqe *sqes;
     netsrv__cqe *cqes;
     void *map;
@@ -8858,6 +8860,7 @@ static void netsrv__ring_find_words(netsrv__ring *r, const netsrv__ring_params *
     r->sq_flags_at = netsrv__ring_word_at(r, p->sq.flags);
     r->cq_head_at = netsrv__ring_word_at(r, p->cq.head);
     r->cq_tail_at = netsrv__ring_word_at(r, p->cq.tail);
+    r->cq_lost_at = netsrv__ring_word_at(r, p->cq.overflow);
     r->sq_mask = p->sq_entries - 1;
     r->cq_mask = p->cq_entries - 1;
     r->cqes = (netsrv__cqe *)(void *)((char *)r->map + p->cq.cqes);
@@ -8999,6 +9002,15 @@ static uint32_t netsrv__ring_waiting(const netsrv__ring *r) {
     return atomic_load_explicit(r->cq_tail_at, memory_order_acquire) - r->cq_head;
 }
 
+/* Whether completions were lost since the last call. EBADR of io_uring_enter(2) says so as well, but
+ * not while there is something to submit. */
+static bool netsrv__ring_has_lost(netsrv__ring *r) {
+    const uint32_t lost = atomic_load_explicit(r->cq_lost_at, memory_order_relaxed);
+    const bool more = lost != r->cq_lost || NETSRV_SEAM_FAULT("ring_lost") != 0;
+    r->cq_lost = lost;
+    return more;
+}
+
 /* Submits and waits in one call: at most timeout_ms (-1 = without end) for a completion. -1 and
  * errno when that failed; a time-out is no failure. */
 static int netsrv__ring_wait(netsrv__ring *r, int timeout_ms) {
@@ -9015,7 +9027,7 @@ static int netsrv__ring_wait(netsrv__ring *r, int timeout_ms) {
         result = netsrv__sys_ring_enter(r->enter_fd, submit, timeout_ms < 0 ? 1u : 0u, flags, NULL,
                                         0);
     }
-    return result >= 0 || errno == ETIME || errno == EBUSY ? 0 : -1;
+    return result >= 0 || errno == ETIME || errno == EBUSY || errno == EBADR ? 0 : -1;
 }
 
 static void netsrv__ring_take(netsrv__ring *r, uint32_t count) {
@@ -9170,6 +9182,7 @@ struct netsrv__uring {
     size_t held; /* in all gates */
     bool wake_watched;
     bool abandoned;
+    bool broken; /* completions were lost, and not everything could be set up anew */
     unsigned failures; /* to enter the ring, in a row */
     bool foreign_watched;
 };
@@ -9275,6 +9288,17 @@ static void netsrv__uring_free_pool(netsrv__worker *w, netsrv__uring *u) {
     u->bufs = NULL;
 }
 
+static void netsrv__uring_fill_pool(netsrv__uring *u) {
+    memset(u->bufs, 0, u->buf_count * sizeof *u->bufs);
+    u->registered = true;
+    u->buf_tail = 0;
+    u->buf_ready = 0;
+    for (uint32_t id = 0; id < u->buf_count; id++) {
+        netsrv__uring_buf_give(u, (uint16_t)id);
+    }
+    netsrv__uring_buf_publish(u);
+}
+
 static int netsrv__uring_open_pool(netsrv__worker *w, netsrv__uring *u) {
     u->incremental = true;
     netsrv__uring_size_pool(u, w->cfg->recv_buffer_bytes);
@@ -9288,15 +9312,42 @@ static int netsrv__uring_open_pool(netsrv__worker *w, netsrv__uring *u) {
     if (error != 0) {
         return error;
     }
-    u->registered = true;
-    for (uint32_t id = 0; id < u->buf_count; id++) {
-        netsrv__uring_buf_give(u, (uint16_t)id);
-    }
-    netsrv__uring_buf_publish(u);
+    netsrv__uring_fill_pool(u);
     return 0;
 }
 
+/* All buffers anew, when no request is under way: it is not known which of them the kernel has. */
+static int netsrv__uring_renew_pool(netsrv__uring *u) {
+    netsrv__ring_buf_reg reg;
+    memset(&reg, 0, sizeof reg);
+    reg.group = NETSRV__RING_GROUP;
+    if (u->registered &&
+        netsrv__sys_ring_register(u->ring.fd, NETSRV__RING_UNREG_BUFS, &reg, 1) < 0) {
+        return errno;
+    }
+    u->registered = false;
+    const int error = netsrv__uring_register(u, u->incremental ? NETSRV__RING_BUF_INC : 0);
+    if (error == 0) {
+        netsrv__uring_fill_pool(u);
+    }
+    return error;
+}
+
 /* ---- pieces of replies ---- */
+
+static void netsrv__uring_renew_pieces(netsrv__uring *u) {
+    u->piece_free = NETSRV__URING_NONE;
+    for (uint16_t i = NETSRV__URING_PIECES; i-- > 0;) {
+        u->pieces[i].next = u->piece_free;
+        u->piece_free = i;
+    }
+    for (int i = 0; i < 2; i++) {
+        u->stages[i].used = 0;
+        u->stages[i].refs = 0;
+    }
+    u->last_conn = UINT64_MAX;
+    u->vectors_used = 0;
+}
 
 static int netsrv__uring_open_pieces(netsrv__worker *w, netsrv__uring *u) {
     u->pieces = netsrv__mem_zeroed(w->cfg, NETSRV__URING_PIECES, sizeof *u->pieces);
@@ -9304,11 +9355,7 @@ static int netsrv__uring_open_pieces(netsrv__worker *w, netsrv__uring *u) {
     if (u->pieces == NULL || u->vectors == NULL) {
         return ENOMEM;
     }
-    u->piece_free = NETSRV__URING_NONE;
-    for (uint16_t i = NETSRV__URING_PIECES; i-- > 0;) {
-        u->pieces[i].next = u->piece_free;
-        u->piece_free = i;
-    }
+    netsrv__uring_renew_pieces(u);
     return 0;
 }
 
@@ -10302,7 +10349,6 @@ static int netsrv__uring_open(netsrv__worker *w) {
     u->recv_bounded = true;
     u->recv_limit = w->cfg->bytes_per_turn;
     u->recv_first = netsrv__uring_first_limit(u->recv_limit);
-    u->last_conn = UINT64_MAX;
     const size_t entries = NETSRV_SEAM_CLIP("ring", NETSRV__URING_ENTRIES);
     const size_t completions = NETSRV_SEAM_CLIP("ring", NETSRV__URING_COMPLETIONS);
     int error = netsrv__ring_open(&u->ring, (unsigned)entries, (unsigned)completions);
@@ -10314,9 +10360,8 @@ static int netsrv__uring_open(netsrv__worker *w) {
     return error != 0 ? error : netsrv__uring_watch_wake(w);
 }
 
-/* Connections that nobody has looked at any more. */
-static void netsrv__uring_close_left(netsrv__worker *w) {
-    netsrv__ring *r = &w->own.uring->ring;
+/* Nobody looks at them any more. */
+static void netsrv__uring_drop_completions(netsrv__ring *r) {
     for (uint32_t left = r->fd >= 0 ? netsrv__ring_waiting(r) : 0; left != 0; left--) {
         const netsrv__cqe *cqe = &r->cqes[r->cq_head & r->cq_mask];
         if ((cqe->token & NETSRV__TOKEN_MASK) == NETSRV__URING_OF_ACCEPT && cqe->res >= 0) {
@@ -10324,11 +10369,15 @@ static void netsrv__uring_close_left(netsrv__worker *w) {
         }
         netsrv__ring_take(r, 1);
     }
+}
+
+static void netsrv__uring_close_held(netsrv__worker *w) {
     for (unsigned gate = 0; gate < NETSRV_LISTEN_MAX; gate++) {
         netsrv__uring_gate *g = &w->own.uring->gates[gate];
         while (g->held_count != 0) {
             netsrv__accept_refuse(g->held[--g->held_count]);
         }
+        netsrv__mem_free(w->cfg, g->held, g->held_cap * sizeof *g->held);
     }
 }
 
@@ -10363,12 +10412,9 @@ static void netsrv__uring_close(netsrv__worker *w) {
         netsrv__uring_assert_returned(u);
     }
     netsrv__uring_end_requests(u);
-    for (unsigned gate = 0; gate < NETSRV_LISTEN_MAX; gate++) {
-        netsrv__mem_free(w->cfg, u->gates[gate].held,
-                         u->gates[gate].held_cap * sizeof *u->gates[gate].held);
-    }
+    netsrv__uring_drop_completions(&u->ring);
+    netsrv__uring_close_held(w);
     netsrv__uring_close_foreign(w);
-    netsrv__uring_close_left(w);
     netsrv__ring_close(&u->ring);
     if (u->failures != 0) {
         netsrv__sys_nap(); /* the kernel ends by and by what we could not */
@@ -10382,18 +10428,92 @@ static void netsrv__uring_close(netsrv__worker *w) {
     w->own.uring = NULL;
 }
 
-/* The time of a stop is over, and the kernel answers no more: what is under way is ended by another
- * way, and taken for ended. Nothing is asked of the ring from then on. */
-static void netsrv__uring_abandon(netsrv__worker *w) {
-    netsrv__uring *u = w->own.uring;
+/* What was under way is taken for ended. */
+static void netsrv__uring_forget_requests(netsrv__worker *w) {
     const netsrv__slab *slab = &w->own.slab;
-    netsrv__ring_cancel_now(&u->ring, 0, NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL);
-    u->abandoned = true;
     for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
         netsrv_conn *c = netsrv__slab_at(slab, slot);
         c->interest &= (uint16_t)~NETSRV__URING_BUSY;
         c->sending = 0;
         netsrv__uring_detached(w, c);
+    }
+}
+
+/* The time of a stop is over, and the kernel answers no more: what is under way is ended by another
+ * way. Nothing is asked of the ring from then on. */
+static void netsrv__uring_abandon(netsrv__worker *w) {
+    netsrv__uring *u = w->own.uring;
+    netsrv__ring_cancel_now(&u->ring, 0, NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL);
+    u->abandoned = true;
+    netsrv__uring_forget_requests(w);
+}
+
+static void netsrv__uring_fail_conns(netsrv__worker *w, int sys_errno) {
+    const netsrv__slab *slab = &w->own.slab;
+    for (uint32_t slot = 0; slot < slab->chunk_count * NETSRV__SLAB_CHUNK; slot++) {
+        netsrv_conn *c = netsrv__slab_at(slab, slot);
+        if (c->state != NETSRV__FREE && c->state != NETSRV__DEAD) {
+            netsrv__conn_fail(w, c, sys_errno);
+        }
+    }
+}
+
+static void netsrv__uring_renew_gates(netsrv__worker *w) {
+    for (unsigned gate = 0; gate < w->group->gate_count; gate++) {
+        w->own.uring->gates[gate].armed = false;
+        netsrv__uring_keep_accepting(w, gate);
+    }
+}
+
+/* What has been triggered already is not found by a cancel, and may go on once more: over when
+ * nothing has come several times. False if it could not be brought about. */
+static bool netsrv__uring_end_all(netsrv__uring *u) {
+    int quiet = 0;
+    for (int tries = 0; tries < 1000 && quiet < 3; tries++) {
+        if (netsrv__ring_cancel_now(&u->ring, 0,
+                                    NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL) != 0) {
+            return false;
+        }
+        netsrv__ring_wait(&u->ring, 0);
+        const bool over = netsrv__ring_waiting(&u->ring) == 0 &&
+                          netsrv__ring_unsubmitted(&u->ring) == 0;
+        quiet = over ? quiet + 1 : 0;
+        netsrv__uring_drop_completions(&u->ring);
+    }
+    return quiet == 3;
+}
+
+/* Listeners, wake-ups and buffers; connections are closing. False if something is missing yet. */
+static bool netsrv__uring_renew(netsrv__worker *w) {
+    netsrv__uring *u = w->own.uring;
+    if (!netsrv__uring_end_all(u)) {
+        return false;
+    }
+    netsrv__uring_forget_requests(w);
+    u->wake_watched = false;
+    u->foreign_watched = false;
+    netsrv__uring_renew_gates(w);
+    if (!w->serves) {
+        return true;
+    }
+    netsrv__uring_renew_pieces(u);
+    return netsrv__uring_renew_pool(u) == 0;
+}
+
+/* The kernel had no memory for completions: bytes of any connection,
+ * and answers to any request, are lost. Connections end, as a stream with a hole would be worse; all
+ * else is set up anew, in the next turn again if that fails. */
+static void netsrv__uring_recover(netsrv__worker *w) {
+    netsrv__uring *u = w->own.uring;
+    if (!u->broken) {
+        netsrv__log_line(w->cfg, NETSRV_LOG_ERROR,
+                         "worker %u: the kernel had no memory for completions and dropped some; all "
+                         "connections of this worker are closed", w->index);
+    }
+    netsrv__uring_fail_conns(w, ENOBUFS);
+    u->broken = !netsrv__uring_renew(w);
+    if (u->broken) {
+        netsrv__sys_nap();
     }
 }
 
@@ -10444,11 +10564,15 @@ static void netsrv__uring_wait(netsrv__worker *w, int timeout_ms) {
         netsrv__uring_buf_publish(u);
     }
     if (!netsrv__uring_watch_all(w) || netsrv__ring_waiting(&u->ring) != 0 ||
-        netsrv__uring_may_serve_held(u)) {
+        netsrv__uring_may_serve_held(u) || u->broken) {
         timeout_ms = 0;
     }
     const int failed = netsrv__ring_wait(&u->ring, timeout_ms) != 0 ? errno : 0;
     netsrv__timer_woke(w);
+    if (!NETSRV__LIKELY(!netsrv__ring_has_lost(&u->ring)) || u->broken) {
+        netsrv__uring_recover(w);
+        return;
+    }
     netsrv__uring_dispatch_all(w);
     if (u->held != 0) {
         netsrv__uring_serve_all_held(w, false);

@@ -86,9 +86,10 @@ static const kind kinds[] = {
     { "epoll_wait", FREE | STARTS | REPEAT, { EINTR } },
     { "epoll_wait", FATAL, { EBADF, EFAULT, EINVAL } },
     { "io_uring_setup", 0, { EPERM, ENOSYS, ENOMEM, EMFILE, EINVAL, EFAULT } },
-    { "io_uring_enter", FREE | STARTS | REPEAT, { EINTR, EAGAIN, EBUSY } },
+    { "io_uring_enter", FREE | STARTS | REPEAT, { EINTR, EAGAIN, EBUSY, EBADR } },
     { "io_uring_enter", FATAL, { EBADF, EFAULT, EINVAL } },
     { "io_uring_register", 0, { EINVAL, ENOMEM, EBADF } },
+    { "ring_lost", ONCE, { ENOMEM } },
     { "ring_entry", ONCE, { ENOBUFS } }, /* for ever: none of what is asked could be asked */
     { "recv_limit", FREE | SERVES, { EINVAL } },
     /* Not ENOTCONN: it means a dead one, which is served until that shows. */

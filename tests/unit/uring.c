@@ -262,6 +262,94 @@ static void small_ring(unsigned grace_ms) {
     seam_reset(0);
 }
 
+/* ---- lost completions ------------------------------------------------------------------------ */
+
+static atomic_bool over;
+
+/* Megabytes until the end; a connection that ends early has echoed no wrong byte. */
+static void *exchange(void *arg) {
+    const uint16_t port = *(const uint16_t *)arg;
+    unsigned char want[3000];
+    unsigned char have[sizeof want];
+    peer_fill(want, sizeof want, 5);
+    while (!atomic_load(&over)) {
+        const int fd = peer_connect(port);
+        for (int i = 0; i < 200; i++) {
+            if (send(fd, want, sizeof want, MSG_NOSIGNAL) != (ssize_t)sizeof want) {
+                break;
+            }
+            const size_t n = peer_recv(fd, have, sizeof have);
+            CHECK(memcmp(want, have, n) == 0);
+            if (n != sizeof have) {
+                break;
+            }
+        }
+        close(fd);
+    }
+    return NULL;
+}
+
+static atomic_bool lose;
+static atomic_uint refuse; /* so many attempts to set up buffers */
+
+static int loses(const char *name, unsigned long nth) {
+    (void)nth;
+    if (strcmp(name, "ring_lost") == 0) {
+        return atomic_exchange(&lose, false) ? ENOMEM : 0;
+    }
+    if (strcmp(name, "io_uring_register") == 0 && atomic_load(&refuse) != 0) {
+        atomic_fetch_sub(&refuse, 1);
+        return ENOMEM;
+    }
+    return 0;
+}
+
+/* Again when it came to a worker that was still at the last loss. */
+static bool lost_is_told(unsigned long before) {
+    if (rig_log_lines(NETSRV_LOG_ERROR) > before) {
+        return true;
+    }
+    atomic_store(&lose, true);
+    return false;
+}
+
+/* The kernel drops completions, also when buffers cannot be set up anew at once: those connections
+ * end, and everything else goes on. */
+static void lost_completions(unsigned refusals) {
+    const netsrv_config cfg = rig_config(RING, 2);
+    pthread_t t[4];
+    seam_reset(0);
+    atomic_store(&over, false);
+    atomic_store(&lose, false);
+    atomic_store(&refuse, 0);
+    netsrv_server *s = rig_start(&cfg);
+    SEAM_SET(decider, loses);
+    uint16_t port = netsrv_get_port(s, 0);
+    for (int i = 0; i < 4; i++) {
+        pthread_create(&t[i], NULL, exchange, &port);
+    }
+    for (int i = 0; i < 8; i++) {
+        const unsigned long opens = rig_opens();
+        CHECK_WITHIN(5000, rig_opens() > opens);
+        const unsigned long told = rig_log_lines(NETSRV_LOG_ERROR);
+        atomic_store(&refuse, refusals);
+        CHECK_WITHIN(5000, lost_is_told(told));
+        CHECK_WITHIN(5000, atomic_load(&refuse) == 0);
+    }
+    atomic_store(&lose, false);
+    atomic_store(&over, true);
+    for (int i = 0; i < 4; i++) {
+        pthread_join(t[i], NULL);
+    }
+    CHECK_WITHIN(5000, rig_opens() == rig_closes());
+    SEAM_SET(decider, NULL);
+    for (int i = 0; i < 5; i++) {
+        megabyte(port);
+    }
+    rig_stop(s, 1000);
+    seam_reset(0);
+}
+
 /* ---- a pause --------------------------------------------------------------------------------- */
 
 static atomic_ullong paused_id;
@@ -442,6 +530,8 @@ static void served(void) {
     CASE("small rings, a sudden stop", small_ring(0));
     CASE("what comes after a pause", pause_is_bounded(NULL));
     CASE("what comes after a pause, without a limit", pause_is_bounded(no_limit));
+    CASE("lost completions", lost_completions(0));
+    CASE("lost completions, and no new buffers", lost_completions(3));
     CASE("what comes after later pauses", later_pauses(NULL));
     CASE("what comes after later pauses, without a limit", later_pauses(no_limit));
     CASE("never-reading clients", never_readers());
