@@ -145,14 +145,14 @@
        lies in a pool of 1 MiB for each worker, of which an idle connection holds nothing. A turn
        may bring twice bytes_per_turn from a connection before a pause or the high mark takes
        effect, and 256 KiB more the first time; where the kernel cannot bound what it delivers for
-       one request (before 6.17), the pool's size the first time. exclusive and shared are the same:
-       a lasting request for connections on each worker. At a limit, connections that the kernel has
-       accepted already are held until there is a place, so that clients wait as they would in the
-       backlog. A listener's request keeps to the limit of descriptors of the time when it was made.
-       Refused by name, with the reason, where the kernel does not have it or a sandbox forbids it;
-       a sandbox that kills the process instead cannot be asked. NETSRV_NO_IO_URING in the
-       environment (set, and not "0") switches it off, and so does the macro of that name at compile
-       time.
+       one request (before 6.17), twice the pool's size the first time. exclusive and shared are the
+       same: a lasting request for connections on each worker. At a limit, connections that the
+       kernel has accepted already are held until there is a place, so that clients wait as they
+       would in the backlog. A listener's request keeps to the limit of descriptors of the time when
+       it was made. Refused by name, with the reason, where the kernel does not have it or a sandbox
+       forbids it; a sandbox that kills the process instead cannot be asked. NETSRV_NO_IO_URING in
+       the environment (set, and not "0") switches it off, and so does the macro of that name at
+       compile time.
 
        Measured on Linux 6.18 over loopback, client and server on one processor, CPU per operation
        beside a bare epoll loop of recv(2) and send(2): 0.96 with 50 and with 1000 connections of 64
@@ -9002,8 +9002,8 @@ static uint32_t netsrv__ring_waiting(const netsrv__ring *r) {
     return atomic_load_explicit(r->cq_tail_at, memory_order_acquire) - r->cq_head;
 }
 
-/* Whether completions were lost since the last call. EBADR of io_uring_enter(2) says so as well, but
- * not while there is something to submit. */
+/* Whether completions were lost since the last call. EBADR of io_uring_enter(2) says so too, but not
+ * while something is submitted. */
 static bool netsrv__ring_has_lost(netsrv__ring *r) {
     const uint32_t lost = atomic_load_explicit(r->cq_lost_at, memory_order_relaxed);
     const bool more = lost != r->cq_lost || NETSRV_SEAM_FAULT("ring_lost") != 0;
@@ -10500,15 +10500,15 @@ static bool netsrv__uring_renew(netsrv__worker *w) {
     return netsrv__uring_renew_pool(u) == 0;
 }
 
-/* The kernel had no memory for completions: bytes of any connection,
- * and answers to any request, are lost. Connections end, as a stream with a hole would be worse; all
- * else is set up anew, in the next turn again if that fails. */
+/* The kernel had no memory for completions: bytes of any connection and answers to any request are
+ * lost. Connections end, as a stream with a hole would be worse; all else is set up anew, in the
+ * next turn again if that fails. */
 static void netsrv__uring_recover(netsrv__worker *w) {
     netsrv__uring *u = w->own.uring;
     if (!u->broken) {
         netsrv__log_line(w->cfg, NETSRV_LOG_ERROR,
-                         "worker %u: the kernel had no memory for completions and dropped some; all "
-                         "connections of this worker are closed", w->index);
+                         "worker %u: the kernel had no memory for completions and dropped some: "
+                         "all connections of this worker are closed", w->index);
     }
     netsrv__uring_fail_conns(w, ENOBUFS);
     u->broken = !netsrv__uring_renew(w);

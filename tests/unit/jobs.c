@@ -217,7 +217,8 @@ static void reads_no_more_meanwhile(netsrv_backend b, where at) {
     CHECK(peer_send(fd, flood, sizeof flood));
     CHECK_WITHIN(5000, rig_total(s).bytes_in > 1);
     CHECK(rig_rests(250));
-    CHECK_LE(rig_total(s).bytes_in, 1 + 4 * 4096);
+    CHECK_LE(rig_total(s).bytes_in,
+             1 + (b == NETSRV_BACKEND_IO_URING ? rig_uring_turn(netsrv_get_config(s)) : 4 * 4096));
     CHECK_EQ(rig_closes(), 0);
     atomic_store(&gate_open, 1);
     CHECK_EQ(peer_skip(fd, sizeof flood + 1), sizeof flood + 1);
@@ -708,9 +709,16 @@ static void flood_drain(netsrv_conn *c) {
     flood(c);
 }
 
+/* With a socket that takes little: an unbounded one may hold megabytes, and nothing is queued. */
+static void flood_small(netsrv_conn *c) {
+    const int bytes = 65536;
+    CHECK_EQ(setsockopt(netsrv_get_fd(c), SOL_SOCKET, SO_SNDBUF, &bytes, sizeof bytes), 0);
+    flood(c);
+}
+
 static void back_pressure(netsrv_backend b, where at) {
     netsrv_config cfg = job_config(b, at, 1);
-    cfg.on_open = flood;
+    cfg.on_open = flood_small;
     cfg.on_drain = flood_drain;
     cfg.high_mark_bytes = 100000;
     netsrv_server *s = rig_start(&cfg);

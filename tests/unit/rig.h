@@ -474,8 +474,8 @@ static inline bool rig_has(netsrv_backend b) {
     return b != NETSRV_BACKEND_IO_URING || result != NETSRV_UNAVAILABLE;
 }
 
-/* The most that a turn on io_uring brings from one connection beyond what is wanted: kernels before
- * 6.17 cannot bound it, and may fill all buffers: 1 MiB, or four large ones. */
+/* The most that io_uring brings from one connection beyond what is wanted: kernels before 6.17
+ * cannot bound it the first time, and may fill all buffers (1 MiB, or four large ones) twice. */
 static inline size_t rig_uring_turn(const netsrv_config *cfg) {
     struct utsname os;
     int major = 0;
@@ -486,7 +486,7 @@ static inline size_t rig_uring_turn(const netsrv_config *cfg) {
         const size_t first = turn < 64 << 10 ? 4 * turn : 256 << 10;
         return turn + (turn > first ? turn : first);
     }
-    return cfg->recv_buffer_bytes > 256 << 10 ? 4 * cfg->recv_buffer_bytes : 1 << 20;
+    return cfg->recv_buffer_bytes > 256 << 10 ? 8 * cfg->recv_buffer_bytes : 2 << 20;
 }
 
 /* CHECK_BACKENDS="epoll io_uring" in the environment leaves out all others. */
