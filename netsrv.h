@@ -9002,8 +9002,8 @@ static uint32_t netsrv__ring_waiting(const netsrv__ring *r) {
     return atomic_load_explicit(r->cq_tail_at, memory_order_acquire) - r->cq_head;
 }
 
-/* Whether completions were lost since the last call. EBADR of io_uring_enter(2) says so too, but not
- * while something is submitted. */
+/* Whether completions were lost since the last call. EBADR of io_uring_enter(2) says so too, but
+ * not together with a submission. */
 static bool netsrv__ring_has_lost(netsrv__ring *r) {
     const uint32_t lost = atomic_load_explicit(r->cq_lost_at, memory_order_relaxed);
     const bool more = lost != r->cq_lost || NETSRV_SEAM_FAULT("ring_lost") != 0;

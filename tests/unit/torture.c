@@ -45,7 +45,8 @@ enum {
     ONCE = 8,    /* from then on would contradict the call's meaning */
     REPEAT = 16, /* "from then on" is a storm that ends: the errno asks for a repetition */
     FATAL = 32,  /* a server may give up by itself, with a logged error */
-    LEVEL = 64   /* contradicts an edge-triggered listener */
+    LEVEL = 64,  /* contradicts an edge-triggered listener */
+    CUTS = 128   /* ends all connections of a worker */
 };
 
 typedef struct kind {
@@ -89,7 +90,7 @@ static const kind kinds[] = {
     { "io_uring_enter", FREE | STARTS | REPEAT, { EINTR, EAGAIN, EBUSY, EBADR } },
     { "io_uring_enter", FATAL, { EBADF, EFAULT, EINVAL } },
     { "io_uring_register", 0, { EINVAL, ENOMEM, EBADF } },
-    { "ring_lost", ONCE, { ENOMEM } },
+    { "ring_lost", ONCE | CUTS, { ENOMEM } },
     { "ring_entry", ONCE, { ENOBUFS } }, /* for ever: none of what is asked could be asked */
     { "recv_limit", FREE | SERVES, { EINVAL } },
     /* Not ENOTCONN: it means a dead one, which is served until that shows. */
@@ -239,7 +240,10 @@ static bool strict(const run *r) {
 
 static unsigned cuts_allowed(const run *r) {
     const plan *p = r->plan;
-    return p->name == NULL || (p->flags & FREE) != 0 ? 0 : 1;
+    if (p->name == NULL || (p->flags & FREE) != 0) {
+        return 0;
+    }
+    return (p->flags & CUTS) != 0 ? UINT_MAX : 1;
 }
 
 static uint64_t patience_ms(const run *r) {
