@@ -358,11 +358,11 @@ static inline bool check_case_begin(const char *name) {
 
 static inline void check_case_end(void) {
     /* A joined thread may still be on its way out of the kernel's list. */
-    WAIT_FOR(2000, check_count_threads() <= check_state.threads_before);
+    WAIT_FOR(10000, check_count_threads() <= check_state.threads_before);
     CHECK(check_count_threads() <= check_state.threads_before);
 #ifdef NETSRV_LIBKQUEUE
     /* Its thread closes the descriptors of a closed queue when it gets to it. */
-    WAIT_FOR(2000, check_count_fds() == check_state.fds_before);
+    WAIT_FOR(10000, check_count_fds() == check_state.fds_before);
 #endif
     CHECK_EQ(check_count_fds(), check_state.fds_before);
     CHECK_EQ(check_alloc_blocks(), 0);

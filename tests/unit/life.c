@@ -401,7 +401,7 @@ static void thread_k_fails(netsrv_backend b) {
         CHECK_EQ(netsrv_start(s, &error), NETSRV_SYSTEM);
         CHECK_EQ(error.sys_errno, EAGAIN);
         CHECK_HAS(error.text, "thread");
-        WAIT_FOR(2000, check_count_threads() == check_state.threads_before);
+        WAIT_FOR(10000, check_count_threads() == check_state.threads_before);
         CHECK_EQ(check_count_threads(), check_state.threads_before);
         for (int i = 0; i < WORKERS; i++) {
             CHECK_EQ(atomic_load(&worker_starts[i]), atomic_load(&worker_stops[i]));

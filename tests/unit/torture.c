@@ -1752,12 +1752,12 @@ static void finish(run *r) {
 }
 
 static void judge_leaks(run *r, int fds, int threads) {
-    WAIT_FOR(2000, check_count_threads() <= threads);
+    WAIT_FOR(10000, check_count_threads() <= threads);
     if (check_count_threads() != threads) {
         problem(r, "%d threads left; ", check_count_threads() - threads);
     }
 #ifdef NETSRV_LIBKQUEUE
-    WAIT_FOR(2000, check_count_fds() == fds); /* its thread closes them when it gets to it */
+    WAIT_FOR(10000, check_count_fds() == fds); /* its thread closes them when it gets to it */
 #endif
     if (check_count_fds() != fds) {
         problem(r, "%d descriptors left; ", check_count_fds() - fds);
