@@ -156,7 +156,7 @@
 
        Measured on Linux 6.18 over loopback, client and server on one processor, CPU per operation
        beside a bare epoll loop of recv(2) and send(2): 0.96 with 50 and with 1000 connections of 64
-       bytes, 0.98 with 16 messages under way, 0.88 for a short connection, 1.03 with 4 KB and 1.05
+       bytes, 0.98 with 16 messages under way, 0.91 for a short connection, 1.03 with 4 KB and 1.05
        to 1.10 with 16 KiB, where the bytes themselves cost most; on processors of their own, 0.97
        to 1.0. Nine tenths of the time are TCP's in either. auto stays with epoll, as long as this
        is no better on other kernels than it could be measured on.
