@@ -1808,7 +1808,6 @@ enum {
     NETSRV__RING_RECV_MULTI = 1 << 1,
     NETSRV__RING_POLL_MULTI = 1 << 0,
     NETSRV__RING_CANCEL_ALL = 1 << 0,
-    NETSRV__RING_CANCEL_FD = 1 << 1,
     NETSRV__RING_CANCEL_ANY = 1 << 2,
     NETSRV__RING_CQE_BUFFER = 1 << 0, /* of a completion */
     NETSRV__RING_CQE_MORE = 1 << 1,
@@ -9519,13 +9518,12 @@ static int netsrv__uring_arm_poll(netsrv__uring *u, netsrv_conn *c) {
 }
 
 /* Its own answer comes only if there was nothing to cancel, and is dropped. */
-static bool netsrv__uring_cancel(netsrv__uring *u, int fd, uint64_t token, unsigned flags) {
-    netsrv__sqe *sqe = netsrv__uring_entry(u, NETSRV__RING_CANCEL, fd, NETSRV__URING_OF_NOTHING);
+static bool netsrv__uring_cancel(netsrv__uring *u, uint64_t token) {
+    netsrv__sqe *sqe = netsrv__uring_entry(u, NETSRV__RING_CANCEL, -1, NETSRV__URING_OF_NOTHING);
     if (sqe == NULL) {
         return false;
     }
     sqe->addr = token;
-    sqe->op_flags = flags;
     sqe->flags = NETSRV__RING_SQE_QUIET;
     return true;
 }
@@ -9595,7 +9593,7 @@ static int netsrv__uring_recv_stop(netsrv__worker *w, netsrv_conn *c) {
     c->interest |= NETSRV__URING_STOPPED;
     netsrv__uring_unpark(w, u, c);
     if ((c->interest & (NETSRV__URING_RECV | NETSRV__URING_RECV_ENDS)) == NETSRV__URING_RECV) {
-        if (!netsrv__uring_cancel(u, -1, netsrv__conn_token(c), 0)) {
+        if (!netsrv__uring_cancel(u, netsrv__conn_token(c))) {
             return ENOBUFS;
         }
         c->interest |= NETSRV__URING_RECV_ENDS;
@@ -9822,19 +9820,34 @@ static bool netsrv__uring_detached(netsrv__worker *w, netsrv_conn *c) {
     return true;
 }
 
+/* Each by its token, which the kernel finds at once: by their descriptor, it looks at every request
+ * of the ring, 0.2 ms with 9000 connections. A send waits for nothing and ends by itself. */
+static bool netsrv__uring_cancel_lasting(netsrv__uring *u, const netsrv_conn *c) {
+    static const struct {
+        unsigned interest;
+        unsigned of;
+    } lasting[] = {{NETSRV__URING_RECV, NETSRV__URING_OF_RECV},
+                   {NETSRV__URING_POLL, NETSRV__URING_OF_POLL},
+                   {NETSRV__URING_END, NETSRV__URING_OF_END}};
+    for (size_t i = 0; i < sizeof lasting / sizeof *lasting; i++) {
+        if ((c->interest & lasting[i].interest) != 0 &&
+            !netsrv__uring_cancel(u, netsrv__conn_token(c) | lasting[i].of)) {
+            return false;
+        }
+    }
+    return true;
+}
+
 /* Closing the descriptor would end nothing: requests hold the socket. */
 static void netsrv__uring_detach(netsrv__worker *w, netsrv_conn *c) {
     netsrv__uring *u = w->own.uring;
     const bool first = (c->interest & NETSRV__URING_DETACHING) == 0;
     c->interest |= NETSRV__URING_DETACHING;
     netsrv__uring_unpark(w, u, c);
-    if ((c->interest & NETSRV__URING_BUSY) != 0 && first) {
-        const unsigned flags = NETSRV__RING_CANCEL_FD | NETSRV__RING_CANCEL_ALL;
-        if (!netsrv__uring_cancel(u, c->fd, 0, flags)) {
-            c->interest &= (uint16_t)~NETSRV__URING_DETACHING;
-            netsrv__conn_mark_dirty(w, c);
-            return;
-        }
+    if (first && !netsrv__uring_cancel_lasting(u, c)) {
+        c->interest &= (uint16_t)~NETSRV__URING_DETACHING;
+        netsrv__conn_mark_dirty(w, c);
+        return;
     }
     netsrv__uring_detached(w, c);
 }
@@ -9876,7 +9889,7 @@ static void netsrv__uring_listen_stop(netsrv__worker *w, unsigned gate) {
     u->gates[gate].wanted = false;
     if (u->gates[gate].armed &&
         netsrv__ring_cancel_now(&u->ring, netsrv__uring_gate_token(gate), 0) != 0) {
-        netsrv__uring_cancel(u, -1, netsrv__uring_gate_token(gate), 0);
+        netsrv__uring_cancel(u, netsrv__uring_gate_token(gate));
     }
 }
 
@@ -10169,7 +10182,7 @@ static void netsrv__uring_on_peer_end(netsrv__worker *w, netsrv_conn *c) {
         return;
     }
     c->interest |= NETSRV__URING_RECV_ENDS;
-    if (!netsrv__uring_cancel(w->own.uring, -1, netsrv__conn_token(c), 0)) {
+    if (!netsrv__uring_cancel(w->own.uring, netsrv__conn_token(c))) {
         c->interest &= (uint16_t)~NETSRV__URING_RECV_ENDS;
         netsrv__conn_on_end(w, c, ENOBUFS);
     }
