@@ -235,7 +235,7 @@ ten_thousand() {
     server echo -w 4
     grep -E '^netsrv: listening on 127.0.0.1:[0-9]+ \(backend=[a-z_]+, accept=[a-z]+, place=[a-z_]+, workers=4\)$' \
         "$DIR/err"
-    ! grep -q '=auto' "$DIR/err"
+    not grep -q '=auto' "$DIR/err"
     client -q -n 50 "$ADDR" C Sx Rx F E
     stop
     server echo -w 1

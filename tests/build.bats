@@ -80,7 +80,7 @@ implementation() {
 }
 
 @test "the implementation is not for C99 and says so" {
-    ! "${CC:-cc}" -std=c99 -fsyntax-only "$T/implementation.c" 2>"$T/errors"
+    not "${CC:-cc}" -std=c99 -fsyntax-only "$T/implementation.c" 2>"$T/errors"
     grep -q '#error' "$T/errors"
     grep -q -i 'C11' "$T/errors"
 }
@@ -125,13 +125,24 @@ two_units() {
     [ "$(nm --defined-only -g "$T/one.o" | awk '{ print $3 }')" = one ]
 }
 
+@test "NETSRV_NO_IO_URING: the backend is not there, and asking for it says so" {
+    "${CC:-cc}" -std=c11 -pthread $WARNINGS -DNETSRV_NO_IO_URING -o "$T/without" "$ROOT/cli/netsrv.c"
+    nm "$T/without" >"$T/names"
+    not grep -q 'netsrv__u\?ring_' "$T/names"
+    "$T/without" --version
+    if timeout "$DEADLINE" "$T/without" echo -l 127.0.0.1:0 -b io_uring 2>"$T/said"; then
+        fail 'it has io_uring'
+    fi
+    grep -q 'io_uring is not in this build' "$T/said"
+}
+
 @test "nothing is exported but netsrv_*, and nothing global is written to" {
     need nm
     "${CC:-cc}" -std=c11 -pthread -O2 -fno-pic -c -o "$T/implementation.o" "$T/implementation.c"
     nm --defined-only -g "$T/implementation.o" | awk '{ print $3 }' >"$T/names"
     [ "$(wc -l <"$T/names")" -gt 40 ]
-    ! grep -v '^netsrv_[a-z]' "$T/names"
-    ! grep '^netsrv__' "$T/names"
+    not grep -v '^netsrv_[a-z]' "$T/names"
+    not grep '^netsrv__' "$T/names"
     # No process-global state: no variable that can be written to, except one for each thread.
     nm -f sysv "$T/implementation.o" | awk -F '|' '$3 ~ /[bBdDcC]/ && $4 !~ /TLS/' >"$T/variables"
     [ ! -s "$T/variables" ] || fail "$(cat "$T/variables")"
@@ -159,7 +170,7 @@ two_units() {
 END
     [ "$("$dest/opt/x/bin/netsrv" --version)" = "netsrv $(sed -n \
         's/^#define NETSRV_VERSION *"\(.*\)"/\1/p' "$ROOT/netsrv.h")" ]
-    ! grep '@' "$dest/opt/x/share/pkgconfig/netsrv.pc"
+    not grep '@' "$dest/opt/x/share/pkgconfig/netsrv.pc"
     rm "$T/netsrv.h"
     if command -v pkg-config >/dev/null; then
         export PKG_CONFIG_PATH=$dest/opt/x/share/pkgconfig PKG_CONFIG_SYSROOT_DIR=$dest

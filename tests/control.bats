@@ -97,7 +97,7 @@ tell() { printf "$@" >"$CTL"; }
     refused() { ! "$CLIENT" -q "$ADDR" C Sx Rx 2>/dev/null; }
     until_true refused
     quiet "$PID"
-    ! ended "$DIR"
+    not ended "$DIR"
     let_go
     [ "$(exit_code "$DIR")" = 0 ]
     clean "$DIR"

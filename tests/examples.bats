@@ -80,7 +80,7 @@ example() {
     wrk -t 2 -c 50 -d 1s "http://$ADDR/" >"$BATS_TEST_TMPDIR/wrk"
     cat "$BATS_TEST_TMPDIR/wrk"
     grep -q -E '[1-9][0-9]* requests in' "$BATS_TEST_TMPDIR/wrk"
-    ! grep -q -E 'Socket errors|Non-2xx' "$BATS_TEST_TMPDIR/wrk"
+    not grep -q -E 'Socket errors|Non-2xx' "$BATS_TEST_TMPDIR/wrk"
     stop
 }
 

@@ -23,6 +23,13 @@ fail() {
     return 1
 }
 
+# not COMMAND...: fails if it succeeds. A plain ! would do nothing: errexit leaves it alone.
+not() {
+    if "$@"; then
+        fail "holds, and should not: $*"
+    fi
+}
+
 # until_true COMMAND...: tries until it succeeds or the deadline is over.
 until_true() {
     local end=$((SECONDS + DEADLINE))

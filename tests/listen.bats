@@ -161,7 +161,7 @@ refused() {
     local bad
     for bad in nonsense 127.0.0.1 127.0.0.1: 127.0.0.1:x 127.0.0.1:70000 127.0.0.1:-1 \
         300.0.0.1:7000 '[::1:7000' '[zz]:7000' ::1:7000 unix: unix:@ fd: fd:x fd:-1 systemd: '*' :; do
-        refused 2 "${bad//[\[\]*]/.}" "$bad" || fail "$bad"
+        refused 2 "${bad//[\[\]*]/.}" "$bad"
     done
     refused 2 'unix:' "unix:$(printf 'x%.0s' {1..200})"
     refused 2 127 "127.0.0.1:$(printf '0%.0s' {1..2000})7"
