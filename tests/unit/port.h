@@ -28,6 +28,9 @@
 #ifndef ENONET
 #define ENONET EHOSTDOWN
 #endif
+#ifndef EBADR
+#define EBADR EBUSY
+#endif
 #ifndef ENOSR
 #define ENOSR ENOBUFS
 #endif
