@@ -232,6 +232,18 @@ static inline void rig_poke(netsrv_server *s) {
     CHECK_WITHIN(10000, atomic_load(&done) == n);
 }
 
+/* Moves the clock, and lets every worker look at it. No turn may take the move for its own length:
+ * what was stamped with its beginning would count from its end. So the clock ticks once before, and
+ * two pokes see the end of all turns that began until then. */
+static inline void rig_pass_time(netsrv_server *s, unsigned long ms) {
+    SEAM_ADD(clock_ms, 1);
+    rig_poke(s);
+    rig_poke(s);
+    SEAM_ADD(clock_ms, ms);
+    rig_poke(s);
+    rig_poke(s);
+}
+
 /* ---- blocking clients ------------------------------------------------------------------------ */
 
 enum { PEER_FIN = 0, PEER_STUCK = -1 }; /* how a stream ended, else an errno */

@@ -1,19 +1,9 @@
 /* timers.c: idle, write, flush and linger timeouts: never early, by a moved clock and by the real
- * one; and a million settings that leave nothing behind. */
+ * one; and a million settings that leave nothing behind. What ends a connection allows for turns
+ * that are not stamped: NETSRV__LONG_TURN_MS more. */
 #include "../seam.h"
 
 #include "rig.h"
-
-/* Moves the clock and lets every worker look at it. Two pokes make sure that a turn is over: one
- * that began before the move must not stamp its end with what comes after. What ends a connection
- * allows for turns that are not stamped: NETSRV__LONG_TURN_MS more. */
-static void advance(netsrv_server *s, unsigned long ms) {
-    rig_poke(s);
-    rig_poke(s);
-    SEAM_ADD(clock_ms, ms);
-    rig_poke(s);
-    rig_poke(s);
-}
 
 static void still_time(void) {
     seam_reset(1);
@@ -43,13 +33,13 @@ static void idle_by_moved_clock(netsrv_backend b) {
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK_WITHIN(5000, rig_opens() == 1);
     for (int i = 0; i < 10; i++) {
-        advance(s, 40000);
+        rig_pass_time(s, 40000);
         CHECK(peer_say(fd, "x") && peer_gets(fd, "x"));
         CHECK_EQ(rig_closes(), 0);
     }
-    advance(s, 50000);
+    rig_pass_time(s, 50000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10100);
+    rig_pass_time(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 1);
     CHECK_NE(peer_end(fd), PEER_STUCK);
@@ -68,9 +58,9 @@ static void big_jump(netsrv_backend b) {
         netsrv_server *s = rig_start(&cfg);
         const int fd = peer_connect(netsrv_get_port(s, 0));
         CHECK_WITHIN(5000, rig_opens() == 1);
-        advance(s, jumps[i]);
+        rig_pass_time(s, jumps[i]);
         CHECK_EQ(rig_closes(), 0);
-        advance(s, 20100);
+        rig_pass_time(s, 20100);
         CHECK_WITHIN(5000, rig_closes() == 1);
         CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 1);
         close(fd);
@@ -121,7 +111,7 @@ static void input_before_timers(netsrv_backend b) {
         fd[i] = peer_connect(netsrv_get_port(s, 0));
         CHECK(peer_say(fd[i], "a") && peer_gets(fd[i], "a"));
     }
-    advance(s, 1000);
+    rig_pass_time(s, 1000);
     CHECK_EQ(netsrv_post(s, 0, hold_worker, NULL), NETSRV_OK);
     CHECK_WITHIN(5000, atomic_load(&held) == 1);
     for (int i = 0; i < SLEEPERS; i++) {
@@ -133,7 +123,7 @@ static void input_before_timers(netsrv_backend b) {
         CHECK(peer_gets(fd[i], "b"));
     }
     CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 0);
-    advance(s, 60100);
+    rig_pass_time(s, 60100);
     CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_IDLE) == SLEEPERS);
     for (int i = 0; i < SLEEPERS; i++) {
         close(fd[i]);
@@ -165,15 +155,15 @@ static void own_idle_timeout(netsrv_backend b) {
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect(netsrv_get_port(s, 0));
     CHECK(peer_say(fd, "off") && peer_gets(fd, "off"));
-    advance(s, 1000000);
+    rig_pass_time(s, 1000000);
     CHECK_EQ(rig_closes(), 0);
     CHECK(peer_say(fd, "long") && peer_gets(fd, "long"));
-    advance(s, 80000);
+    rig_pass_time(s, 80000);
     CHECK_EQ(rig_closes(), 0);
     CHECK(peer_say(fd, "0") && peer_gets(fd, "0"));
-    advance(s, 10000);
+    rig_pass_time(s, 10000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10100);
+    rig_pass_time(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 1);
     close(fd);
@@ -198,20 +188,20 @@ static void write_timeout(netsrv_backend b) {
     still_time();
     netsrv_server *s = rig_start(&cfg);
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
-    advance(s, 100000);
+    rig_pass_time(s, 100000);
     CHECK_EQ(rig_closes(), 0);
     peer_say(fd, "x");
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
     for (int i = 0; i < 5; i++) {
-        advance(s, 50000);
+        rig_pass_time(s, 50000);
         CHECK_EQ(rig_closes(), 0);
         const uint64_t out = rig_total(s).bytes_out;
         CHECK_EQ(peer_skip(fd, 12000), 12000);
         CHECK_WITHIN(5000, rig_total(s).bytes_out > out);
     }
-    advance(s, 50000);
+    rig_pass_time(s, 50000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10100);
+    rig_pass_time(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_WRITE_TIMEOUT), 1);
     close(fd);
@@ -253,9 +243,9 @@ static void flush_timeout(netsrv_backend b) {
     const int fd = peer_connect_small(netsrv_get_port(s, 0));
     peer_say(fd, "x");
     CHECK_WITHIN(5000, rig_total(s).queued_bytes > 0);
-    advance(s, 20000);
+    rig_pass_time(s, 20000);
     CHECK_EQ(rig_closes(), 0);
-    advance(s, 10100);
+    rig_pass_time(s, 10100);
     CHECK_WITHIN(5000, rig_closes() == 1);
     CHECK_EQ(peer_end(fd), ECONNRESET);
     close(fd);
@@ -281,10 +271,10 @@ static void linger_timeout(netsrv_backend b) {
     peer_say(fd, "x");
     CHECK(peer_gets(fd, "bye"));
     CHECK_EQ(peer_end(fd), PEER_FIN);
-    advance(s, 20000);
+    rig_pass_time(s, 20000);
     CHECK_EQ(rig_total(s).live, 1);
     CHECK(peer_say(fd, "nobody listens"));
-    advance(s, 10100);
+    rig_pass_time(s, 10100);
     CHECK_WITHIN(5000, rig_total(s).live == 0);
     CHECK_EQ(rig_closes(), 1);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_LOCAL), 1);
@@ -344,13 +334,13 @@ static void a_million_settings(netsrv_backend b) {
         const int fd = peer_connect(netsrv_get_port(s, 0));
         CHECK(peer_say(fd, "x") && peer_gets(fd, "x"));
         if (i % 2 == 0) {
-            advance(s, 1u << 30);
+            rig_pass_time(s, 1u << 30);
             CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 0);
         }
         close(fd);
     }
     CHECK_WITHIN(5000, rig_closes() == 10);
-    advance(s, 1u << 30);
+    rig_pass_time(s, 1u << 30);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 0);
     rig_stop(s, 0);
     seam_reset(0);
@@ -390,11 +380,11 @@ static void crowd(netsrv_backend b) {
         fd[i] = peer_connect(netsrv_get_port(s, 0));
     }
     CHECK_WITHIN(5000, rig_opens() == CROWD);
-    advance(s, 5000);
+    rig_pass_time(s, 5000);
     for (unsigned long at = 5000; at < 4100000; at += 100000) {
         CHECK_WITHIN(5000, rig_reason(NETSRV_CLOSE_IDLE) >= crowd_before(at));
         CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), crowd_before(at));
-        advance(s, 100000);
+        rig_pass_time(s, 100000);
     }
     CHECK_WITHIN(5000, rig_closes() == CROWD);
     for (int i = 0; i < CROWD; i++) {
