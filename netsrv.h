@@ -157,9 +157,12 @@
        Measured on Linux 6.18 over loopback, client and server on one processor, CPU per operation
        beside a bare epoll loop of recv(2) and send(2): 0.96 with 50 and with 1000 connections of 64
        bytes, 0.98 with 16 messages under way, 0.91 for a short connection, 1.03 with 4 KB and 1.05
-       to 1.10 with 16 KiB, where the bytes themselves cost most; on processors of their own, 0.97
-       to 1.0. Nine tenths of the time are TCP's in either. auto stays with epoll, as long as this
-       is no better on other kernels than it could be measured on.
+       to 1.10 with 16 KiB, where the bytes themselves cost most. Nine tenths of the time are TCP's
+       in either. auto would prefer it where it is no worse than the epoll backend with 50
+       connections, with 1000, and for short ones. On processors of their own, two runs of nine
+       rounds gave, beside the same loop: with 50, 0.95 and 0.98 (epoll 0.98 and 1.01); with 1000,
+       0.94 and 1.06 (0.94 and 1.02); short ones, 0.80 and 0.91 (0.99 and 1.02). With 1000 it was
+       worse in one of them, so auto stays with epoll.
 
    THREADS
 
@@ -9457,9 +9460,9 @@ static netsrv__sqe *netsrv__uring_conn_entry(netsrv__uring *u, const netsrv_conn
     return netsrv__uring_entry(u, op, c->fd, netsrv__conn_token(c) | of);
 }
 
-/* An end of the stream, or an error, that comes right behind the last bytes is lost to a lasting
- * request for input: its kernels take both wake-ups for one, and no other follows. So the end is
- * waited for as well. Asked for in front of the input: then that is told first, as a rule. */
+/* An end of the stream, or an error, that comes right behind the last bytes may be lost to a lasting
+ * request for input (seen on Linux 6.18; it looks as if two wake-ups were taken for one). So the end
+ * is waited for as well. Asked for in front of the input: then it is told first, as a rule. */
 static int netsrv__uring_arm_end(netsrv__uring *u, netsrv_conn *c) {
     if ((c->interest & (NETSRV__URING_END | NETSRV__URING_ENDED)) != 0) {
         return 0;
