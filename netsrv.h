@@ -9460,9 +9460,9 @@ static netsrv__sqe *netsrv__uring_conn_entry(netsrv__uring *u, const netsrv_conn
     return netsrv__uring_entry(u, op, c->fd, netsrv__conn_token(c) | of);
 }
 
-/* An end of the stream, or an error, that comes right behind the last bytes may be lost to a lasting
- * request for input (seen on Linux 6.18; it looks as if two wake-ups were taken for one). So the end
- * is waited for as well. Asked for in front of the input: then it is told first, as a rule. */
+/* An end of the stream, or an error, right behind the last bytes may be lost to a lasting request
+ * for input (seen on Linux 6.18; it looks as if two wake-ups were taken for one). So the end is
+ * waited for as well. Asked for in front of the input: then it is told first, as a rule. */
 static int netsrv__uring_arm_end(netsrv__uring *u, netsrv_conn *c) {
     if ((c->interest & (NETSRV__URING_END | NETSRV__URING_ENDED)) != 0) {
         return 0;
