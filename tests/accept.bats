@@ -163,9 +163,9 @@ ten_thousand() {
         server echo -a $a -w 2
         port=$PORT
         first=$DIR
-        spawn "$NETSRV_BIN" echo -a $a -w 2 -l "127.0.0.1:$port"
+        spawn "$NETSRV_BIN" echo -a $a -w 2 -l "$HOST:$port"
         [ "$(exit_code "$DIR")" = 1 ]
-        grep -q -i "127.0.0.1:$port.*in use" "$DIR/err"
+        grep -q -i "$HOST:$port.*in use" "$DIR/err"
         [ "$(wc -l <"$DIR/err")" = 1 ]
         stop "$first"
     done
@@ -233,7 +233,7 @@ ten_thousand() {
 
 @test "auto: what is taken is printed, and serves" {
     server echo -w 4
-    grep -E '^netsrv: listening on 127.0.0.1:[0-9]+ \(backend=[a-z_]+, accept=[a-z]+, place=[a-z_]+, workers=4\)$' \
+    grep -E "^netsrv: listening on $HOST"':[0-9]+ \(backend=[a-z_]+, accept=[a-z]+, place=[a-z_]+, workers=4\)$' \
         "$DIR/err"
     not grep -q '=auto' "$DIR/err"
     client -q -n 50 "$ADDR" C Sx Rx F E
@@ -247,7 +247,7 @@ ten_thousand() {
 bad_pair() {
     local word=$1
     shift
-    spawn "$NETSRV_BIN" echo -l 127.0.0.1:0 "$@"
+    spawn "$NETSRV_BIN" echo -l "$HOST:0" "$@"
     local code
     code=$(exit_code "$DIR")
     cat "$DIR/err"

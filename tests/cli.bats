@@ -171,7 +171,7 @@ wrong() {
 }
 
 @test "--port-file that cannot be written: exit 1, one line, nothing left" {
-    spawn "$NETSRV_BIN" echo -q -l 127.0.0.1:0 --port-file /no/such/dir/port
+    spawn "$NETSRV_BIN" echo -q -l "$HOST:0" --port-file /no/such/dir/port
     [ "$(exit_code "$DIR")" = 1 ]
     grep -q '/no/such/dir/port' "$DIR/err"
     [ "$(wc -l <"$DIR/err")" = 1 ]
@@ -182,11 +182,11 @@ wrong() {
     local dir
     dir=$(new_dir ready)
     mkfifo "$dir/fifo"
-    spawn bash -c 'exec 7>"$1"; shift; exec "$@"' - "$dir/fifo" "$NETSRV_BIN" echo -l 127.0.0.1:0 \
+    spawn bash -c 'exec 7>"$1"; shift; exec "$@"' - "$dir/fifo" "$NETSRV_BIN" echo -l "$HOST:0" \
         --ready-fd 7 -w 2
     # cat ends when the server has closed its end.
     timeout "$DEADLINE" cat "$dir/fifo" >"$dir/text"
-    grep -E -q '^ready 127.0.0.1:[0-9]+$' "$dir/text"
+    grep -E -q "^ready $HOST:[0-9]+\$" "$dir/text"
     client -q "$(sed 's/ready //' "$dir/text")" C Sx Rx F E
     stop
     wrong ready-fd echo --ready-fd 9
@@ -216,9 +216,9 @@ wrong() {
 @test "--stats and SIGUSR1 for people" {
     local file
     file=$(new_dir port)/port
-    spawn "$NETSRV_BIN" echo -l 127.0.0.1:0 --port-file "$file" -w 2
+    spawn "$NETSRV_BIN" echo -l "$HOST:0" --port-file "$file" -w 2
     until_true test -s "$file"
-    client -q -n 3 "127.0.0.1:$(cat "$file")" C Sx Rx F E
+    client -q -n 3 "$HOST:$(cat "$file")" C Sx Rx F E
     kill -USR1 "$PID"
     both() { grep -q 'worker 0: ' "$DIR/err" && grep -q 'worker 1: ' "$DIR/err"; }
     until_true both
@@ -242,15 +242,15 @@ wrong() {
 @test "closed standard descriptors do no harm" {
     local file
     file=$(new_dir port)/port
-    spawn bash -c 'exec 0<&- 1>&-; exec "$@"' - "$NETSRV_BIN" echo -l 127.0.0.1:0 --port-file "$file" -w 1
+    spawn bash -c 'exec 0<&- 1>&-; exec "$@"' - "$NETSRV_BIN" echo -l "$HOST:0" --port-file "$file" -w 1
     until_true test -s "$file"
-    client -q "127.0.0.1:$(cat "$file")" C Sx Rx F E
+    client -q "$HOST:$(cat "$file")" C Sx Rx F E
     stop
     file=$(new_dir port)/port
-    spawn bash -c 'exec 2>&-; exec "$@"' - "$NETSRV_BIN" echo -l 127.0.0.1:0 --port-file "$file" -w 1
+    spawn bash -c 'exec 2>&-; exec "$@"' - "$NETSRV_BIN" echo -l "$HOST:0" --port-file "$file" -w 1
     until_true test -s "$file"
     kill -USR1 "$PID"
-    client -q "127.0.0.1:$(cat "$file")" C Sx Rx F E
+    client -q "$HOST:$(cat "$file")" C Sx Rx F E
     stop
 }
 
@@ -260,11 +260,11 @@ wrong() {
     file=$(new_dir port)/port
     mkfifo "$BATS_TEST_TMPDIR/fifo"
     spawn bash -c 'exec 2>"$1"; shift; exec "$@"' - "$BATS_TEST_TMPDIR/fifo" "$NETSRV_BIN" echo \
-        -l 127.0.0.1:0 --port-file "$file" -w 1
+        -l "$HOST:0" --port-file "$file" -w 1
     head -n 1 "$BATS_TEST_TMPDIR/fifo" >/dev/null
     until_true test -s "$file"
     kill -USR1 "$PID"
-    client -q "127.0.0.1:$(cat "$file")" C Sx Rx F E
+    client -q "$HOST:$(cat "$file")" C Sx Rx F E
     kill -TERM "$PID"
     [ "$(exit_code "$DIR")" = 0 ]
 }

@@ -44,7 +44,7 @@ tell() { printf "$@" >"$CTL"; }
     file=$(new_dir ctl)/file
     echo precious >"$file"
     for path in "$file" /nonexistent/fifo "${file%/*}"; do
-        spawn "$NETSRV_BIN" echo -l 127.0.0.1:0 --control "$path"
+        spawn "$NETSRV_BIN" echo -l "$HOST:0" --control "$path"
         code=$(exit_code "$DIR")
         [ "$code" = 1 ]
         grep -q -e '--control: .*give the path of a FIFO' "$DIR/err"

@@ -21,11 +21,11 @@ source "${BATS_TEST_FILENAME%/*}/helper.bash"
 example() {
     local file
     file=$(new_dir port)/port
-    spawn "$BUILT/examples/$1" 127.0.0.1:0 "$file"
+    spawn "$BUILT/examples/$1" "$HOST:0" "$file"
     ln -s "$file" "$DIR/port"
     wait_ready "$DIR"
     PORT=$(head -n 1 "$DIR/port")
-    ADDR=127.0.0.1:$PORT
+    ADDR=$HOST:$PORT
 }
 
 @test "line_server: numbers lines, counts for slow readers, says goodbye" {
@@ -98,7 +98,7 @@ example() {
 @test "resp_cache: redis-cli" {
     command -v redis-cli >/dev/null || skip "no redis-cli here"
     example resp_cache
-    cli() { redis-cli -p "$PORT" "$@"; }
+    cli() { redis-cli -h "$HOST" -p "$PORT" "$@"; }
     [ "$(cli ping)" = PONG ]
     [ "$(cli echo hello)" = hello ]
     [ "$(cli set greeting 'hello world')" = OK ]
@@ -116,7 +116,7 @@ example() {
 @test "resp_cache: redis-benchmark with pipelining" {
     command -v redis-benchmark >/dev/null || skip "no redis-benchmark here"
     example resp_cache
-    timeout 60 redis-benchmark -p "$PORT" -t ping,set,get -n 20000 -P 16 -q \
+    timeout 60 redis-benchmark -h "$HOST" -p "$PORT" -t ping,set,get -n 20000 -P 16 -q \
         >"$BATS_TEST_TMPDIR/bench" 2>&1
     cat "$BATS_TEST_TMPDIR/bench"
     [ "$(tr '\r' '\n' <"$BATS_TEST_TMPDIR/bench" | grep -c 'requests per second')" -ge 4 ]
@@ -140,16 +140,16 @@ example() {
 through() {
     local file
     file=$(new_dir port)/port
-    spawn "$BUILT/examples/proxy" 127.0.0.1:0 "$1" "$file"
+    spawn "$BUILT/examples/proxy" "$HOST:0" "$1" "$file"
     ln -s "$file" "$DIR/port"
     wait_ready "$DIR"
     PORT=$(head -n 1 "$DIR/port")
-    ADDR=127.0.0.1:$PORT
+    ADDR=$HOST:$PORT
 }
 
 @test "proxy: byte-exact both ways, half-close, resets, readers that do not read" {
     local echo_pid echo_dir before
-    server echo
+    LISTEN=127.0.0.1:0 server echo # what the name means
     echo_pid=$PID echo_dir=$DIR
     through "localhost:$PORT"
     client -q "$ADDR" C 'Shi\n' F 'Rhi\n' E
@@ -173,7 +173,7 @@ through() {
     local proxy_pid proxy_dir gone
     server echo
     gone=$DIR
-    through "127.0.0.1:$PORT"
+    through "$HOST:$PORT"
     hold 1 -- C Shello Rhello U M
     stop "$gone"
     let_go
@@ -197,7 +197,7 @@ through() {
         example resp_cache
         local cache=$DIR
         through "$ADDR"
-        timeout 30 redis-benchmark -p "$PORT" -q -n 2000 -c 20 -P 8 -d 3000 -t set,get |
+        timeout 30 redis-benchmark -h "$HOST" -p "$PORT" -q -n 2000 -c 20 -P 8 -d 3000 -t set,get |
             tr '\r' '\n' | grep -q 'GET: .*requests per second'
         stop
         stop "$cache"
@@ -206,7 +206,7 @@ through() {
         any=yes
         server echo
         local echo_dir=$DIR
-        through "127.0.0.1:$PORT"
+        through "$HOST:$PORT"
         [ "$(printf 'hi\n' | timeout "$DEADLINE" socat -t 5 - "TCP:$ADDR")" = hi ]
         stop
         stop "$echo_dir"
@@ -252,10 +252,10 @@ through() {
     local fifo file
     fifo=$(new_dir fifo)/fifo
     file=$(new_dir port)/port
-    spawn "$BUILT/examples/control_fifo" "$fifo" 127.0.0.1:0 "$file"
+    spawn "$BUILT/examples/control_fifo" "$fifo" "$HOST:0" "$file"
     ln -s "$file" "$DIR/port"
     wait_ready "$DIR"
-    ADDR=127.0.0.1:$(head -n 1 "$DIR/port")
+    ADDR=$HOST:$(head -n 1 "$DIR/port")
     hold 20 -- C Sx U 'Rhello\nagain\n' E
     sent() { grep -q 'held' "$HOLD_DIR/out"; }
     until_true sent
@@ -281,8 +281,8 @@ through() {
     local b
     for b in epoll poll; do
         server echo -b $b
-        [ "$(printf 'hi\n' | timeout "$DEADLINE" nc -N 127.0.0.1 "$PORT")" = hi ] ||
-            [ "$(printf 'hi\n' | timeout "$DEADLINE" nc -q 5 127.0.0.1 "$PORT")" = hi ]
+        [ "$(printf 'hi\n' | timeout "$DEADLINE" nc -N "$HOST" "$PORT")" = hi ] ||
+            [ "$(printf 'hi\n' | timeout "$DEADLINE" nc -q 5 "$HOST" "$PORT")" = hi ]
         stop
     done
 }
@@ -292,7 +292,7 @@ through() {
     local path
     head -c 3000000 /dev/urandom >"$BATS_TEST_TMPDIR/data"
     server echo -w 2
-    socat -t 10 - "TCP:127.0.0.1:$PORT" <"$BATS_TEST_TMPDIR/data" | cmp - "$BATS_TEST_TMPDIR/data"
+    socat -t 10 - "TCP:$HOST:$PORT" <"$BATS_TEST_TMPDIR/data" | cmp - "$BATS_TEST_TMPDIR/data"
     stop
     path=$(new_dir u)/sock
     LISTEN=unix:$path server echo -w 2

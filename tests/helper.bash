@@ -10,6 +10,12 @@ BUILT=$B${VARIANT:+/$VARIANT}
 NETSRV_BIN=${NETSRV_BIN:-$BUILT/netsrv-debug}
 CLIENT=$B/client
 JSON=$B/json
+# Where servers listen: an address of this test alone, where all of 127/8 is the loopback. A client
+# that comes late to a port that was freed meets no other test's server.
+HOST=127.0.0.1
+if [[ $OSTYPE == linux* ]]; then
+    HOST=127.$((1 + $$ / 256 % 250)).$(($$ % 256)).77
+fi
 # Seconds that any one wait may take; more on a machine that is CHECK_SCALE times slower.
 DEADLINE=${DEADLINE:-$((20 * ${CHECK_SCALE:-1}))}
 
@@ -94,14 +100,15 @@ server() {
     shift
     local file
     file=$(new_dir port)/port
-    spawn "$NETSRV_BIN" "$mode" -l "${LISTEN:-127.0.0.1:0}" --port-file "$file" --json "$@"
+    spawn "$NETSRV_BIN" "$mode" -l "${LISTEN:-$HOST:0}" --port-file "$file" --json "$@"
     ln -s "$file" "$DIR/port"
     wait_ready "$DIR" || return 1
     PORT=$(head -n 1 "$DIR/port")
     case ${LISTEN:-} in
+    '') ADDR=$HOST:$PORT ;;
     unix:*) ADDR=$LISTEN ;;
-    '['*) ADDR=${LISTEN%:*}:$PORT ;;
-    *) ADDR=127.0.0.1:$PORT ;;
+    '*'*) ADDR=127.0.0.1:$PORT ;;
+    *) ADDR=${LISTEN%:*}:$PORT ;;
     esac
 }
 

@@ -43,10 +43,10 @@ one_sleeps() {
         client -q "$ADDR" C 'S/peer\n/id\n/close\n' M
         stop
         server daytime $options
-        [ -n "$(timeout "$DEADLINE" bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; cat <&5")" ]
+        [ -n "$(timeout "$DEADLINE" bash -c "exec 5<>/dev/tcp/$HOST/$PORT; cat <&5")" ]
         stop
         server chargen $options
-        timeout "$DEADLINE" bash -c "exec 5<>/dev/tcp/127.0.0.1/$PORT; head -c 3000000 <&5" | wc -c | grep -qx 3000000
+        timeout "$DEADLINE" bash -c "exec 5<>/dev/tcp/$HOST/$PORT; head -c 3000000 <&5" | wc -c | grep -qx 3000000
         stop
         server discard $options
         client -q "$ADDR" C s:100000 F E

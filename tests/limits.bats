@@ -203,10 +203,10 @@ full_table() {
     local file
     file=$(new_dir port)/port
     spawn bash -c 'ulimit -n "$1" && shift && exec "$@"' - "$limit" "$NETSRV_BIN" echo \
-        -l 127.0.0.1:0 --port-file "$file" --json "$@"
+        -l "$HOST:0" --port-file "$file" --json "$@"
     ln -s "$file" "$DIR/port"
     wait_ready "$DIR"
-    PORT=$(cat "$DIR/port") ADDR=127.0.0.1:$PORT
+    PORT=$(cat "$DIR/port") ADDR=$HOST:$PORT
     hold 100 -d 30000 -- C Shello P:1 U Rhello F E
     cheap "$PID"
     echo "pauses: $(stats pauses), live: $(stats live), $LAST_CPU_NS ns in half a second"
@@ -241,11 +241,11 @@ full_table() {
 @test "full descriptor table: who waits is served when others leave" {
     local file
     file=$(new_dir port)/port
-    spawn bash -c 'ulimit -n 64 && exec "$@"' - "$NETSRV_BIN" echo -l 127.0.0.1:0 --port-file "$file" \
+    spawn bash -c 'ulimit -n 64 && exec "$@"' - "$NETSRV_BIN" echo -l "$HOST:0" --port-file "$file" \
         --json -b epoll -a exclusive -p keep -w 2
     ln -s "$file" "$DIR/port"
     wait_ready "$DIR"
-    PORT=$(cat "$DIR/port") ADDR=127.0.0.1:$PORT
+    PORT=$(cat "$DIR/port") ADDR=$HOST:$PORT
     paused() { [ "$(stats pauses)" -gt 0 ]; }
     hold 80 -- C Shello U F M
     until_true paused

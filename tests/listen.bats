@@ -97,19 +97,19 @@ has_ipv6() { [ -e /proc/net/if_inet6 ] && grep -q ' lo$' /proc/net/if_inet6; }
     path=$(new_dir u)/sock
     for a in single acceptor shared exclusive edge reuseport; do
         if [ $a = reuseport ]; then
-            server echo -l 127.0.0.1:0 -l 127.0.0.2:0 -a $a -p least -w 2
+            server echo -l "$HOST:0" -l 127.0.0.2:0 -a $a -p least -w 2
             mapfile -t ports <"$DIR/port"
-            client -q -n 10 "127.0.0.1:${ports[1]}" C Sx Rx F E
+            client -q -n 10 "$HOST:${ports[1]}" C Sx Rx F E
             client -q -n 10 "127.0.0.2:${ports[2]}" C Sx Rx F E
             stop
             continue
         fi
-        server echo -l 127.0.0.1:0 -l 127.0.0.2:0 -l "unix:$path" -a $a -p least -w 2
+        server echo -l "$HOST:0" -l 127.0.0.2:0 -l "unix:$path" -a $a -p least -w 2
         mapfile -t ports <"$DIR/port"
         [ ${#ports[@]} = 4 ]
         [ "${ports[3]}" = 0 ]
-        client -q -n 10 "127.0.0.1:${ports[0]}" C Sx Rx F E
-        client -q -n 10 "127.0.0.1:${ports[1]}" C Sx Rx F E
+        client -q -n 10 "$HOST:${ports[0]}" C Sx Rx F E
+        client -q -n 10 "$HOST:${ports[1]}" C Sx Rx F E
         client -q -n 10 "127.0.0.2:${ports[2]}" C Sx Rx F E
         client -q -n 10 "unix:$path" C Sx Rx F E
         [ "$(grep -c 'listening on' "$DIR/err")" = 4 ]

@@ -130,7 +130,7 @@ served_late() {
 @test "a signal at any moment of the start ends it cleanly" {
     local i code
     for i in 0 2 4 6 8 10 12 14 17 20; do
-        spawn "$NETSRV_BIN" echo -l 127.0.0.1:0 -w 4
+        spawn "$NETSRV_BIN" echo -l "$HOST:0" -w 4
         for _ in $(seq $((i * 20))); do :; done
         kill -TERM "$PID"
         code=$(exit_code "$DIR")
@@ -142,14 +142,11 @@ served_late() {
 
 @test "start and stop again and again on the same port" {
     local i
-    # Of an address of its own, or another server may get it meanwhile.
-    LISTEN=127.0.0.77:0 server echo -w 2
-    ADDR=127.0.0.77:$PORT
+    server echo -w 2
     client -q -n 20 "$ADDR" C Sx Rx F E
     stop
     for i in 1 2 3 4 5 6 7 8 9 10; do
-        LISTEN=127.0.0.77:$PORT server echo -w 2
-        ADDR=127.0.0.77:$PORT
+        LISTEN=$HOST:$PORT server echo -w 2
         client -q -n 20 "$ADDR" C Sx Rx K
         stop
     done
@@ -168,11 +165,11 @@ served_late() {
     wait $waiting
     let_go
     file=$(new_dir port)/port
-    spawn bash -c 'ulimit -n 32 && exec "$@"' - "$NETSRV_BIN" echo -l 127.0.0.1:0 --port-file "$file" \
+    spawn bash -c 'ulimit -n 32 && exec "$@"' - "$NETSRV_BIN" echo -l "$HOST:0" --port-file "$file" \
         --json -w 2 -a exclusive --grace 2000
     ln -s "$file" "$DIR/port"
     wait_ready "$DIR"
-    ADDR=127.0.0.1:$(cat "$DIR/port")
+    ADDR=$HOST:$(cat "$DIR/port")
     paused() { [ "$(stats pauses)" -gt 0 ]; }
     hold 60 -- C Shello U Z
     until_true paused

@@ -45,7 +45,7 @@ int getaddrinfo(const char *host, const char *port, const struct addrinfo *hints
     if (strcmp(host, "nowhere") == 0) {
         return EAI_NONAME;
     }
-    *list = new_address("127.0.0.1", port, NULL);
+    *list = new_address(rig_host(), port, NULL);
     if (strcmp(host, "second") == 0) {
         *list = new_address("127.0.0.77", port, *list);
     }
@@ -90,7 +90,7 @@ static void on_open(netsrv_conn *c) {
     CHECK(netsrv_get_fd(c) >= 0);
     CHECK(netsrv_find(netsrv_get_server(c), me->id) == c);
     netsrv_peer_text(c, text, sizeof text);
-    CHECK(strncmp(text, "127.0.0.1:", 10) == 0 || strcmp(text, "unix") == 0);
+    CHECK(strncmp(text, rig_host(), strlen(rig_host())) == 0 || strcmp(text, "unix") == 0);
     atomic_fetch_add(&me->opens, 1);
 }
 
@@ -152,10 +152,16 @@ static void make_call(netsrv_server *s, unsigned worker, void *arg) {
     atomic_store(&me->done, true);
 }
 
-static void begin(netsrv_server *s, call *me, const char *format, unsigned port) {
-    const uint32_t timeout_ms = me->timeout_ms;
-    snprintf(me->address, sizeof me->address, format, port);
-    me->timeout_ms = timeout_ms;
+/* A path has no port: 0. */
+static void set_address(call *me, const char *host, unsigned port) {
+    const int n = snprintf(me->address, sizeof me->address, "%s", host);
+    if (port != 0) {
+        snprintf(me->address + n, sizeof me->address - (size_t)n, ":%u", port);
+    }
+}
+
+static void begin(netsrv_server *s, call *me, const char *host, unsigned port) {
+    set_address(me, host, port);
     REQUIRE(netsrv_post(s, 0, make_call, me) == NETSRV_OK);
     CHECK_WITHIN(5000, atomic_load(&me->done));
 }
@@ -252,10 +258,10 @@ static void recorded_before_open(netsrv_backend b) {
     netsrv_server *s = rig_start(&cfg);
     call shut = { .first = "all", .shut = true, .flush = true };
     call paused = { .first = "later", .paused = true };
-    begin(s, &shut, "127.0.0.1:%u", netsrv_get_port(s, 0));
+    begin(s, &shut, rig_host(), netsrv_get_port(s, 0));
     expect_echo(&shut, "all");
     expect_end(&shut, NETSRV_CLOSE_PEER, 0);
-    begin(s, &paused, "127.0.0.1:%u", netsrv_get_port(s, 0));
+    begin(s, &paused, rig_host(), netsrv_get_port(s, 0));
     CHECK_WITHIN(5000, rig_total(s).bytes_out == 2 * 3 + 2 * 5);
     rig_poke(s);
     CHECK_EQ(atomic_load(&paused.got), 0);
@@ -276,7 +282,7 @@ static void own_callbacks(netsrv_backend b) {
     cfg.on_frame = line_back;
     netsrv_server *s = rig_start(&cfg);
     call raw = { .first = "one\ntwo\nthr" };
-    begin(s, &raw, "127.0.0.1:%u", netsrv_get_port(s, 0));
+    begin(s, &raw, rig_host(), netsrv_get_port(s, 0));
     expect_echo(&raw, "one\ntwo\n");
     CHECK_EQ(rig_opens(), 1);
     netsrv_close_id(s, raw.id);
@@ -293,11 +299,11 @@ static void refused(netsrv_backend b) {
     uint16_t port;
     const int holder = dead_port(&port);
     call me = { .first = "lost" };
-    begin(s, &me, "127.0.0.1:%u", port);
+    begin(s, &me, rig_host(), port);
     expect_end(&me, NETSRV_CLOSE_ERROR, ECONNREFUSED);
     CHECK_EQ(atomic_load(&me.opens), 0);
     call none = { 0 };
-    begin(s, &none, "unix:/nonexistent/netsrv/%u", 1);
+    begin(s, &none, "unix:/nonexistent/netsrv", 0);
     expect_end(&none, NETSRV_CLOSE_ERROR, ENOENT);
     check_numbers(s, 2, 2);
     CHECK_WITHIN(5000, rig_total(s).live == 0);
@@ -344,11 +350,11 @@ static void resolved(netsrv_backend b) {
     call here = { .first = "by name" };
     call second = { .first = "at the second address" };
     call nowhere = { .first = "lost" };
-    begin(s, &here, "here:%u", netsrv_get_port(s, 0));
+    begin(s, &here, "here", netsrv_get_port(s, 0));
     expect_echo(&here, "by name");
-    begin(s, &second, "second:%u", netsrv_get_port(s, 0));
+    begin(s, &second, "second", netsrv_get_port(s, 0));
     expect_echo(&second, "at the second address");
-    begin(s, &nowhere, "nowhere:%u", netsrv_get_port(s, 0));
+    begin(s, &nowhere, "nowhere", netsrv_get_port(s, 0));
     expect_end(&nowhere, NETSRV_CLOSE_NOT_RESOLVED, 0);
     check_numbers(s, 3, 1);
     netsrv_stop(s, 1000);
@@ -369,7 +375,7 @@ static void slow_names(netsrv_backend b) {
     netsrv_server *s = rig_start(&cfg);
     for (int i = 0; i < 12; i++) {
         many[i].timeout_ms = 40;
-        begin(s, &many[i], "slow:%u", netsrv_get_port(s, 0));
+        begin(s, &many[i], "slow", netsrv_get_port(s, 0));
     }
     CHECK(peer_served(netsrv_get_port(s, 0)));
     for (int i = 0; i < 12; i++) {
@@ -380,7 +386,7 @@ static void slow_names(netsrv_backend b) {
     atomic_store(&names.gate, 2);
     CHECK_WITHIN(5000, check_count_threads() <= threads + 1);
     call again = { .first = "after all" };
-    begin(s, &again, "slow:%u", netsrv_get_port(s, 0));
+    begin(s, &again, "slow", netsrv_get_port(s, 0));
     expect_echo(&again, "after all");
     CHECK_EQ(atomic_load(&many[0].closes), 1);
     rig_stop(s, 0);
@@ -419,7 +425,7 @@ static void timed_out(netsrv_backend b) {
     const int fds = check_count_fds();
     call me = { .first = "x", .timeout_ms = 50 };
     const uint64_t began = check_now_ms();
-    begin(s, &me, "127.0.0.1:%u", port);
+    begin(s, &me, rig_host(), port);
     expect_end(&me, NETSRV_CLOSE_DIAL_TIMEOUT, 0);
     CHECK_GE(check_now_ms() - began, 50);
     CHECK_WITHIN(5000, check_count_fds() == fds);
@@ -436,17 +442,17 @@ static void called_off(netsrv_backend b) {
     netsrv_server *s = rig_start(&cfg);
     const int fds = check_count_fds();
     call once = { .first = "x", .close_at_once = true };
-    begin(s, &once, "127.0.0.1:%u", netsrv_get_port(s, 0));
+    begin(s, &once, rig_host(), netsrv_get_port(s, 0));
     expect_end(&once, NETSRV_CLOSE_LOCAL, 0);
     call name = { .first = "x", .close_at_once = true };
-    begin(s, &name, "here:%u", netsrv_get_port(s, 0));
+    begin(s, &name, "here", netsrv_get_port(s, 0));
     expect_end(&name, NETSRV_CLOSE_LOCAL, 0);
     call way = { .first = "x" };
-    begin(s, &way, "127.0.0.1:%u", port);
+    begin(s, &way, rig_host(), port);
     CHECK_EQ(netsrv_close_id(s, way.id), NETSRV_OK);
     expect_end(&way, NETSRV_CLOSE_LOCAL, 0);
     call reset = { .first = "x" };
-    begin(s, &reset, "127.0.0.1:%u", port);
+    begin(s, &reset, rig_host(), port);
     CHECK_EQ(netsrv_abort_id(s, reset.id), NETSRV_OK);
     expect_end(&reset, NETSRV_CLOSE_ABORT, 0);
     CHECK_WITHIN(5000, rig_total(s).live == 0);
@@ -468,9 +474,9 @@ static void stopped(netsrv_backend b, uint32_t grace_ms) {
     netsrv_server *s = rig_start(&cfg);
     call way = { .first = "x" };
     call name = { .first = "x" };
-    begin(s, &way, "127.0.0.1:%u", port);
+    begin(s, &way, rig_host(), port);
     atomic_store(&names.gate, 1);
-    begin(s, &name, "slow:%u", port);
+    begin(s, &name, "slow", port);
     CHECK_WITHIN(5000, atomic_load(&names.inside) == 1);
     netsrv_stop(s, grace_ms);
     expect_end(&way, NETSRV_CLOSE_STOP, 0);
@@ -550,7 +556,7 @@ static void always_there(netsrv_backend b, unsigned handler_threads) {
     cfg.handler_threads = handler_threads;
     cfg.linger_timeout_ms = 1;
     memset(&upstream, 0, sizeof upstream);
-    snprintf(upstream.address, sizeof upstream.address, "127.0.0.1:%u", port);
+    snprintf(upstream.address, sizeof upstream.address, "%s:%u", rig_host(), port);
     upstream.to.address = upstream.address;
     upstream.to.handlers = &upstream_handlers;
     netsrv_server *s = rig_start(&cfg);
@@ -585,11 +591,10 @@ static void many(netsrv_backend b) {
     memset(calls, 0, sizeof calls);
     netsrv_server *s = rig_start(&cfg);
     for (int i = 0; i < CALLS; i++) {
-        const char *where = i % 4 == 0 ? "here:%u" : "127.0.0.1:%u";
         calls[i].first = i % 3 == 2 ? NULL : "hello";
         calls[i].close_at_once = i % 7 == 6;
-        snprintf(calls[i].address, sizeof calls[i].address, where,
-                 i % 5 == 4 ? dead : netsrv_get_port(s, 0));
+        set_address(&calls[i], i % 4 == 0 ? "here" : rig_host(),
+                    i % 5 == 4 ? dead : netsrv_get_port(s, 0));
         REQUIRE(netsrv_post(s, (unsigned)i % 2, make_call, &calls[i]) == NETSRV_OK);
     }
     for (int i = 0; i < CALLS; i++) {
@@ -615,7 +620,7 @@ static void fails(netsrv_backend b, const char *name, int err, netsrv_close_reas
     call me = { .first = "x" };
     seam_reset(0);
     netsrv_server *s = rig_start(&cfg);
-    snprintf(me.address, sizeof me.address, "here:%u", netsrv_get_port(s, 0));
+    set_address(&me, "here", netsrv_get_port(s, 0));
     seam_fail_next(name, err, 1);
     REQUIRE(netsrv_post(s, 0, make_call, &me) == NETSRV_OK);
     expect_end(&me, reason, reason == NETSRV_CLOSE_ERROR ? err : 0);
@@ -638,10 +643,10 @@ static void failing_calls(netsrv_backend b) {
 }
 
 static void all(netsrv_backend b) {
-    CASE("opened", opened(b, "127.0.0.1:%u"));
-    CASE("opened by name", opened(b, "here:%u"));
-    CASE("during a drain", during_a_drain(b, "127.0.0.1:%u"));
-    CASE("by name during a drain", during_a_drain(b, "here:%u"));
+    CASE("opened", opened(b, rig_host()));
+    CASE("opened by name", opened(b, "here"));
+    CASE("during a drain", during_a_drain(b, rig_host()));
+    CASE("by name during a drain", during_a_drain(b, "here"));
     CASE("a unix path", unix_path(b));
     CASE("recorded before it is open", recorded_before_open(b));
     CASE("callbacks of its own", own_callbacks(b));

@@ -185,7 +185,7 @@ static void custom(netsrv_backend b) {
     netsrv_config cfg = place_config(b, NETSRV_ACCEPT_SINGLE, NETSRV_PLACE_CUSTOM);
     cfg.pick = pick_told;
     cfg.on_open = note_worker;
-    cfg.listen[1] = "127.0.0.1:0";
+    cfg.listen[1] = rig_any_port();
     atomic_store(&picks.calls, 0);
     netsrv_server *s = rig_start(&cfg);
     for (unsigned i = 0; i < 2 * WORKERS + 1; i++) {

@@ -156,10 +156,36 @@ static inline unsigned long rig_opens(void) {
 
 /* ---- the server ------------------------------------------------------------------------------ */
 
+/* The network 127.A.B.0 of this process, where all of 127/8 is the loopback: who comes late to a
+ * port that was freed meets no other test's server, and no other test takes a port meanwhile. */
+static inline uint32_t rig_network(void) {
+#ifdef __linux__
+    static _Atomic uint32_t network; /* a forked child keeps its parent's */
+    uint32_t none = 0;
+    atomic_compare_exchange_strong(&network, &none, 256 * (1 + (uint32_t)getpid() % 65000));
+    return 0x7f000000u + atomic_load(&network);
+#else
+    return 0x7f000000u;
+#endif
+}
+
+/* Where the servers of this process listen. */
+static inline const char *rig_host(void) {
+    static _Thread_local char text[INET_ADDRSTRLEN];
+    const struct in_addr a = { htonl(rig_network() + 1) };
+    return inet_ntop(AF_INET, &a, text, sizeof text);
+}
+
+static inline const char *rig_any_port(void) {
+    static _Thread_local char text[INET_ADDRSTRLEN + 2];
+    snprintf(text, sizeof text, "%s:0", rig_host());
+    return text;
+}
+
 /* An echo server on a free port of the loopback; tests change what they are about. */
 static inline netsrv_config rig_config(netsrv_backend backend, unsigned workers) {
     netsrv_config cfg = { 0 };
-    cfg.listen[0] = "127.0.0.1:0";
+    cfg.listen[0] = rig_any_port();
     cfg.on_open = rig_on_open;
     cfg.on_data = rig_on_data;
     cfg.on_eof = rig_on_eof;
@@ -259,7 +285,7 @@ static inline struct sockaddr_in peer_loopback(uint8_t last, uint16_t port) {
     memset(&a, 0, sizeof a);
     a.sin_family = AF_INET;
     a.sin_port = htons(port);
-    a.sin_addr.s_addr = htonl(0x7f000000u | last);
+    a.sin_addr.s_addr = htonl(rig_network() + last);
     return a;
 }
 
@@ -278,13 +304,15 @@ static inline int peer_reach(int fd, uint16_t port) {
     const struct sockaddr_in target = peer_loopback(1, port);
     rig_cross_wire();
     if (fd >= 0 && connect(fd, (const struct sockaddr *)&target, sizeof target) != 0) {
+        const int saved = errno;
         close(fd);
+        errno = saved;
         return -1;
     }
     return fd;
 }
 
-/* From 127.0.0.`from`, or from any address if that is 0. -1 if it did not work. */
+/* From `from` of our network, or from any address if that is 0. -1 if it did not work. */
 static inline int peer_connect_from(uint8_t from, uint16_t port, uint64_t deadline_ms) {
     const struct sockaddr_in source = peer_loopback(from, 0);
     const int fd = peer_socket(deadline_ms);
