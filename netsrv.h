@@ -219,8 +219,9 @@
        - Meanwhile, and while it waits for a thread, the connection reads no more than one buffer
          ahead, and idle_timeout_ms rests.
        - NETSRV_HIGH looks at what this callback has sent; on_drain may also come without it.
-       - A connection that ends while a callback runs is closed to the peer at once. on_close
-         follows after the callback, and the descriptor keeps its number until then.
+       - A connection that ends while a callback runs is closed to the peer at once; a reset, on
+         Linux alone, and elsewhere with the callback's end. on_close follows after the callback,
+         and the descriptor keeps its number until then.
        - With framing, a callback thread shows lines of one connection for a millisecond; then it
          is at the end of the queue, behind all others.
 
@@ -10397,17 +10398,24 @@ static void netsrv__uring_close_held(netsrv__worker *w) {
     }
 }
 
-/* All requests end, so that the ring and what they hold are gone when it is closed. */
-static void netsrv__uring_end_requests(netsrv__uring *u) {
-    if (u->ring.fd < 0 || u->abandoned) {
-        return;
-    }
-    netsrv__ring_cancel_now(&u->ring, 0, NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL);
-    for (int i = 0; i < 3; i++) {
-        if (netsrv__ring_wait(&u->ring, 0) != 0) {
-            u->failures++;
+/* All requests end, and with them what they hold. What has been triggered already is not found by a
+ * cancel, and may go on once more: over when nothing has come several times. False if it could not
+ * be brought about. */
+static bool netsrv__uring_end_all(netsrv__uring *u) {
+    int quiet = 0;
+    int failed = 0;
+    for (int tries = 0; tries < 1000 && quiet < 3 && failed < 3; tries++) {
+        if (netsrv__ring_cancel_now(&u->ring, 0,
+                                    NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL) != 0) {
+            return false;
         }
+        failed = netsrv__ring_wait(&u->ring, 0) != 0 ? failed + 1 : 0;
+        const bool over = netsrv__ring_waiting(&u->ring) == 0 &&
+                          netsrv__ring_unsubmitted(&u->ring) == 0;
+        quiet = over ? quiet + 1 : 0;
+        netsrv__uring_drop_completions(&u->ring);
     }
+    return quiet == 3;
 }
 
 /* Every buffer, and every place for a reply, is back. */
@@ -10427,7 +10435,9 @@ static void netsrv__uring_close(netsrv__worker *w) {
     if (!u->abandoned) {
         netsrv__uring_assert_returned(u);
     }
-    netsrv__uring_end_requests(u);
+    if (u->ring.fd >= 0 && !u->abandoned && !netsrv__uring_end_all(u)) {
+        u->failures++;
+    }
     netsrv__uring_drop_completions(&u->ring);
     netsrv__uring_close_held(w);
     netsrv__uring_close_foreign(w);
@@ -10479,24 +10489,6 @@ static void netsrv__uring_renew_gates(netsrv__worker *w) {
         w->own.uring->gates[gate].armed = false;
         netsrv__uring_keep_accepting(w, gate);
     }
-}
-
-/* What has been triggered already is not found by a cancel, and may go on once more: over when
- * nothing has come several times. False if it could not be brought about. */
-static bool netsrv__uring_end_all(netsrv__uring *u) {
-    int quiet = 0;
-    for (int tries = 0; tries < 1000 && quiet < 3; tries++) {
-        if (netsrv__ring_cancel_now(&u->ring, 0,
-                                    NETSRV__RING_CANCEL_ANY | NETSRV__RING_CANCEL_ALL) != 0) {
-            return false;
-        }
-        netsrv__ring_wait(&u->ring, 0);
-        const bool over = netsrv__ring_waiting(&u->ring) == 0 &&
-                          netsrv__ring_unsubmitted(&u->ring) == 0;
-        quiet = over ? quiet + 1 : 0;
-        netsrv__uring_drop_completions(&u->ring);
-    }
-    return quiet == 3;
 }
 
 /* Listeners, wake-ups and buffers; connections are closing. False if something is missing yet. */

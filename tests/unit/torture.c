@@ -1304,6 +1304,12 @@ static void do_stop_meanwhile(run *r) {
     hang_up(&idle);
 }
 
+/* A connection with a callback under way is reset in place, by connecting it to nowhere; where that
+ * fails it is reset by its close, when the callback has returned. */
+static bool cannot_reset(const run *r) {
+    return r->plan->name != NULL && strcmp(r->plan->name, "connect") == 0;
+}
+
 /* The time is over at once; what runs is waited for, what waits is dropped. */
 static void do_force_meanwhile(run *r) {
     client c[4];
@@ -1313,6 +1319,9 @@ static void do_force_meanwhile(run *r) {
     }
     AWAIT(r, atomic_load(&handler_in) > 0);
     netsrv_stop(r->s, 0);
+    if (cannot_reset(r)) {
+        open_gate(r);
+    }
     for (unsigned i = 0; i < 4; i++) {
         hear_end(r, &c[i], ECONNRESET);
         hang_up(&c[i]);
