@@ -112,7 +112,7 @@ static void from_worker_to_worker(netsrv_backend b) {
         CHECK_EQ(rig_total(s).travelling, 0);
     }
     close(client);
-    CHECK_WITHIN(5000, rig_closes() == 1);
+    CHECK_WITHIN(5000, rig_closes() == 1 && rig_total(s).live == 0);
     CHECK_EQ(rig_opens(), 1);
     CHECK(peer_served(netsrv_get_port(s, 0))); /* its place under the limits is free */
     rig_stop(s, 1000);
