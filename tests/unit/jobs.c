@@ -418,18 +418,14 @@ static void held_is_not_idle(netsrv_backend b, bool overtaken) {
     for (unsigned slot = 0; overtaken && slot < 3; slot++) {
         send_far(s, (netsrv_id)1 << 32 | slot, 8u << 20);
     }
-    SEAM_SET(clock_ms, 30000);
-    rig_poke(s);
-    rig_poke(s);
+    rig_pass_time(s, 30000);
     CHECK_EQ(rig_reason(NETSRV_CLOSE_IDLE), 0);
     atomic_store(&gate_open, 1);
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(peer_skip(fd[i], overtaken ? (8u << 20) + 1 : 1), overtaken ? (8u << 20) + 1 : 1);
     }
     CHECK_EQ(rig_closes(), 0);
-    rig_poke(s); /* the turn of the last answer is over: its stamps are not moved */
-    SEAM_SET(clock_ms, 60000);
-    rig_poke(s);
+    rig_pass_time(s, 30000);
     for (int i = 0; i < 3; i++) {
         CHECK_EQ(peer_end(fd[i]), PEER_FIN);
         close(fd[i]);
