@@ -233,11 +233,13 @@ sum() { awk '{ s += $1 } END { print s + 0 }'; }
 max() { sort -n | tail -n 1; }
 min() { sort -n | head -n 1; }
 
-# tasks PID: the directories of its threads. ThreadSanitizer has one of its own, which ticks; it is
-# the first that was made.
+# tasks PID: the directories of its threads, as they were made: their numbers rise, and begin again
+# at pid_max. ThreadSanitizer has one of its own, which ticks; it is the first that was made.
 tasks() {
     local all
-    all=$(ls -d /proc/"$1"/task/* 2>/dev/null | sort -V)
+    all=$(ls "/proc/$1/task" 2>/dev/null |
+        awk -v pid="$1" -v max="$(</proc/sys/kernel/pid_max)" '{ print ($1 + max - pid) % max, $1 }' |
+        sort -n | sed "s|.* |/proc/$1/task/|")
     case $VARIANT in
     *tsan*) sed 2d <<<"$all" ;;
     *) echo "$all" ;;
