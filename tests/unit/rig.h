@@ -543,7 +543,14 @@ static inline void rig_each_backend(void (*cases)(netsrv_backend backend)) {
         if (!rig_wanted(check_state.variant)) {
             continue;
         }
-        if (rig_has(rig_backends[i])) {
+#ifdef NETSRV_LIBKQUEUE
+        const int fds = check_count_fds();
+        const bool has = rig_has(rig_backends[i]);
+        WAIT_FOR(10000, check_count_fds() == fds); /* its thread closes those of the probe */
+#else
+        const bool has = rig_has(rig_backends[i]);
+#endif
+        if (has) {
             cases(rig_backends[i]);
         } else {
             printf("not checked: backend %s, which this system refuses\n", check_state.variant);
