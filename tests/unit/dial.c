@@ -84,13 +84,15 @@ typedef struct call {
 static void on_open(netsrv_conn *c) {
     call *me = netsrv_get_data(c);
     char text[NETSRV_ADDRESS_MAX];
+    const size_t host = strlen(rig_host());
     CHECK(atomic_load(&me->done));
     CHECK_EQ(netsrv_get_id(c), me->id);
     CHECK_EQ(netsrv_get_listener(c), NETSRV_LISTEN_MAX);
     CHECK(netsrv_get_fd(c) >= 0);
     CHECK(netsrv_find(netsrv_get_server(c), me->id) == c);
     netsrv_peer_text(c, text, sizeof text);
-    CHECK(strncmp(text, rig_host(), strlen(rig_host())) == 0 || strcmp(text, "unix") == 0);
+    CHECK((strncmp(text, rig_host(), host) == 0 && text[host] == ':') ||
+          strcmp(text, "unix") == 0);
     atomic_fetch_add(&me->opens, 1);
 }
 
